@@ -1,0 +1,53 @@
+# make demo: the K2-24 case, end to end.   make test: the default tests.   make help: the rest.
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+SHELL  := bash
+.DEFAULT_GOAL := help
+
+# torch first and pinned: a plain `pip install torch` would bring a build with gigabytes of CUDA libraries
+# to machines without a GPU. On a machine with one: make demo TORCH=torch
+TORCH ?= torch==2.13.0
+
+$(BIN)/elboscope: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+# radvel is the oracle of the velocity tests. Of its dependencies, one of them GPL, it gets what its import needs;
+# the last line fails where that is not enough, so that its tests are not skipped in silence
+$(VENV)/.dev: $(BIN)/elboscope
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' nbsphinx dill multiprocess
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps radvel==1.6.7
+	$(BIN)/python -W ignore -c "import radvel"
+	touch $@
+
+.PHONY: install dev demo test test-all lint format clean help
+install: $(BIN)/elboscope ## create .venv and install
+dev: $(VENV)/.dev ## and what tests and linters need
+
+demo: install ## K2-24, all stages; prints where the report is
+	$(BIN)/elboscope run configs/k2_24.yaml
+
+test: dev ## default tests, under 10 minutes on 2 cores
+	$(BIN)/python -m pytest
+
+test-all: dev ## with the slow ones
+	$(BIN)/python -m pytest -m 'slow or not slow'
+
+lint: dev ## ruff, pyright, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+format: dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+
+help:
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

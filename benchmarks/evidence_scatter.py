@@ -1,0 +1,46 @@
+"""Is the stated error of the evidence true? Refine and weigh K2-24 with ten seeds.
+
+    python benchmarks/evidence_scatter.py [RUN_FOLDER]
+
+Uses the network of a finished run (default runs/k2_24). Prints each estimate, their scatter, and the stated error.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.config import load_case
+from pipeline.estimators.posterior import load_posterior
+from pipeline.stages.ladder import climb, one_row
+from pipeline.stages.run import Run
+
+REFERENCE = -103.349  # +- 0.001
+SEEDS = 10
+
+
+def main(folder: Path) -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    run = Run(load_case(Path(__file__).parents[1] / "configs" / "k2_24.yaml"), folder)
+    posterior = load_posterior(run.input("train"))
+    x = one_row(run.observation().x, 0)
+    rows = []
+    for seed in range(SEEDS):
+        outcome = climb(posterior, x, settings=run.case.infer, seed=1000 + seed, index=0)
+        e = outcome.evidence
+        rows.append([float(v) for v in (e.log_evidence, e.log_evidence_error, e.ess_fraction, e.pareto_k, e.kl_gap)])
+        sys.stdout.write(f"seed {seed}: {outcome.verdict:9s} " + "  ".join(f"{v:.5f}" for v in rows[-1]) + "\n")
+    table = np.array(rows)
+    scatter, stated = table[:, 0].std(ddof=1), np.sqrt(np.mean(table[:, 1] ** 2))
+    sys.stdout.write(
+        f"mean {table[:, 0].mean():.5f} (reference {REFERENCE}), scatter {scatter:.5f}, stated error {stated:.5f}, "
+        f"ratio {scatter / stated:.2f}; ess_fraction {table[:, 2].min():.3f} to {table[:, 2].max():.3f}\n"
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/k2_24"))

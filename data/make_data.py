@@ -1,0 +1,113 @@
+"""Write the observed datasets of this folder from the files that radvel's wheel installs.
+
+    python data/make_data.py
+
+Nothing is downloaded. What is written, whence, and its checksums are in README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.store import hdf5_content_digest, write_data
+from simulators.protocol import Observable
+from simulators.radial_velocity import velocity_observables
+from simulators.velocity_files import VelocityTable, read_velocity_text
+
+FOLDER = Path(__file__).resolve().parent
+RADVEL_DATA = Path(sys.prefix) / "radvel_example_data"
+ORIGIN = "radvel 1.6.7 (PyPI wheel), radvel_example_data/{}; github California-Planet-Search/radvel @ 23b05f1f"
+LICENCE = "MIT, California Planet Search; data/LICENSE.radvel"
+
+
+@dataclass(frozen=True)
+class Star:
+    """One observed star: its file in radvel's wheel, and what its data file says of it."""
+
+    file: str
+    sha256: str
+    output: str
+    identifier: str
+    time_system: str
+    reference: str
+
+
+STARS = (
+    Star(
+        file="epic203771098.csv",
+        sha256="a4fe8d3eac9066630cf5c1e6f23336a5f8286c952941802ab6670ee480cb4390",
+        output="k2_24.h5",
+        identifier="K2-24",
+        time_system="BJD - 2454833",
+        reference="Petigura et al. 2016, ApJ 818, 36, https://arxiv.org/abs/1511.04497",
+    ),
+    Star(
+        file="164922_fixed.txt",
+        sha256="98b23e3931d202be8a84a576115fdda42ca1229b33f73b9952504e687669879d",
+        output="hd164922.h5",
+        identifier="HD 164922",
+        time_system="BJD",
+        reference="Fulton et al. 2016, ApJ 830, 46, https://arxiv.org/abs/1607.00007",
+    ),
+)
+
+
+def read_verified(star: Star, folder: Path) -> VelocityTable:
+    """The table of a star, all instruments, if its bytes are those that we know.
+
+    Raises:
+        ValueError: the file is absent, or is another version.
+    """
+    path = folder / star.file
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; install radvel 1.6.7 in this environment: pip install radvel==1.6.7")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != star.sha256:
+        raise ValueError(f"{path}: SHA-256 is {digest}, expected {star.sha256}; install radvel==1.6.7")
+    return read_velocity_text(path)
+
+
+def write_star(star: Star, table: VelocityTable, folder: Path) -> Path:
+    """Write one data file; several instruments become integer codes in order of first appearance."""
+    observables = velocity_observables(len(table))
+    arrays = {"time": table.time, "velocity": table.velocity, "velocity_error": table.velocity_error}
+    attributes = {
+        "origin": ORIGIN.format(star.file),
+        "origin_sha256": star.sha256,
+        "licence": LICENCE,
+        "reference": star.reference,
+        "time_system": star.time_system,
+    }
+    names = list(dict.fromkeys(table.instrument.tolist()))
+    if len(names) > 1:
+        code = Observable("instrument", (len(table),), role="context", label="instrument code")
+        observables = (*observables, code)
+        arrays["instrument"] = np.array([names.index(n) for n in table.instrument.tolist()])
+        attributes["instruments"] = json.dumps({str(number): name for number, name in enumerate(names)})
+    path = folder / star.output
+    x = {name: torch.from_numpy(values.astype(np.float64))[None, :] for name, values in arrays.items()}
+    write_data(path, observables=observables, x=x, ids=[star.identifier], attributes=attributes)
+    return path
+
+
+def main() -> int:
+    """Write every file of `STARS`; one readable line and exit code 2 where the source is not as expected."""
+    try:
+        for star in STARS:
+            path = write_star(star, read_verified(star, RADVEL_DATA), FOLDER)
+            print(f"{path.name}: content {hdf5_content_digest(path)}")
+    except ValueError as error:
+        print(f"make_data: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

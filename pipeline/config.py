@@ -1,0 +1,425 @@
+"""Settings: frozen models, one a stage; a YAML file holds only what differs from the defaults."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import InputError
+
+if typing.TYPE_CHECKING:
+    from simulators.protocol import Simulator
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Base of every block of settings: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class SimulatorSettings(Settings):
+    """Which physics model, and its options."""
+
+    name: str = Field(description="a registered simulator, or the class in `path`")
+    path: Path | None = Field(default=None, description="Python file with your own simulator class")
+    options: dict[str, Any] = Field(default_factory=dict, description="arguments of the simulator")
+
+
+class SimulateSettings(Settings):
+    """Stage `simulate`: pairs (theta, x) in HDF5."""
+
+    count: Positive = Field(default=100_000, description="simulations for training")
+    held_out: Positive = Field(default=2_000, description="further simulations, for checkpoints and validation only")
+    shard: Positive = Field(
+        default=16_384,
+        description="rows a file; a killed run continues after the last complete one; part of the content",
+    )
+    proposal: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="distributions from which theta is drawn in place of the prior, by parameter; q targets the prior all the same",
+    )
+
+
+class FlowSettings(Settings):
+    """The normalizing flow q(theta given x)."""
+
+    transforms: Positive = Field(default=5, description="coupling layers")
+    hidden: Positive = Field(default=96, description="width of the network in each layer")
+    blocks: Positive = Field(default=2, description="residual blocks in each layer")
+    bins: Annotated[int, Field(ge=2, le=64)] = Field(default=10, description="bins of each rational-quadratic spline")
+    tail_bound: PositiveFloat = Field(
+        default=5.0, description="half width of the splines, in standard deviations; linear beyond"
+    )
+
+
+class EmbeddingSettings(Settings):
+    """The network that turns x into the context of the flow."""
+
+    kind: Literal["mlp", "none"] = Field(
+        default="mlp", description="mlp: sbi's FCEmbedding; none: features go to the flow as they are"
+    )
+    hidden: Positive = Field(default=128, description="width of the hidden layers")
+    layers: Positive = Field(default=2, description="layers of the MLP")
+    output: Positive = Field(default=64, description="numbers handed to the flow")
+
+
+class PhaseSettings(Settings):
+    """One phase of the training schedule: one objective for a number of steps."""
+
+    objective: Literal["elbo", "forward_kl"] = Field(description="what is optimised")
+    steps: Positive = Field(description="optimiser steps")
+    learning_rate: PositiveFloat = Field(
+        default=1e-3, description="Adam, at the start of the phase; decays to a hundredth by a cosine"
+    )
+    batch: Positive = Field(default=512, description="rows of x a step")
+    draws: Positive = Field(default=1, description="draws of theta from q for each x (elbo)")
+    gradient: Literal["sticking_the_landing", "reparameterized"] = Field(
+        default="sticking_the_landing", description="estimator of the ELBO's gradient"
+    )
+    weighted: bool = Field(
+        default=False,
+        description="weight each pair of forward_kl by prior over proposal, so that the prior's posterior is learned",
+    )
+    forward_kl_share: Fraction = Field(
+        default=0.0, description="elbo only: share of forward_kl mixed into the loss; it holds on to modes"
+    )
+
+
+class TrainSettings(Settings):
+    """Stage `train`."""
+
+    phases: tuple[PhaseSettings, ...] = Field(
+        default=(
+            PhaseSettings(objective="forward_kl", steps=1_000, learning_rate=2e-3),
+            PhaseSettings(objective="elbo", steps=1_500, learning_rate=2e-3),
+        ),
+        description="the schedule",
+        min_length=1,
+    )
+    steps: Positive | None = Field(
+        default=None, description="if given: total steps, shared among the phases in their proportions"
+    )
+    flow: FlowSettings = FlowSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    average: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.999, description="decay of the running average of the weights; 0 is off"
+    )
+    gradient_clip: PositiveFloat = Field(default=5.0, description="largest norm of the gradient")
+    check_every: Positive = Field(default=500, description="steps between evaluations on held-out simulations")
+    checkpoint_every: Positive = Field(
+        default=500, description="steps between checkpoints from which a killed run continues"
+    )
+
+    def scheduled(self) -> tuple[PhaseSettings, ...]:
+        """The phases, scaled so that their steps add up to `steps` where that is given."""
+        if self.steps is None:
+            return self.phases
+        total = sum(p.steps for p in self.phases)
+        ends = [round(end * self.steps / total) for end in accumulate(p.steps for p in self.phases)]
+        shares = [max(1, end - start) for start, end in pairwise([0, *ends])]
+        return tuple(p.model_copy(update={"steps": n}) for p, n in zip(self.phases, shares, strict=True))
+
+
+class RefineSettings(Settings):
+    """Refinement of q on one observation: a copy trained on the ELBO of that x alone."""
+
+    when: Literal["auto", "always", "never"] = Field(
+        default="auto", description="auto: where the amortized q is not exact"
+    )
+    steps: Positive = Field(default=300, description="optimiser steps")
+    draws: Positive = Field(default=256, description="draws of theta a step")
+    learning_rate: PositiveFloat = Field(default=5e-4, description="Adam, decays to a hundredth by a cosine")
+    amortized_share: Fraction = Field(
+        default=0.1, description="share of the amortized q in the mixture that draws and weighs"
+    )
+    wide_share: Fraction = Field(default=0.1, description="share of the amortized q with widened tails in that mixture")
+    wide_scale: PositiveFloat = Field(default=1.5, description="factor by which those tails are widened")
+
+    @model_validator(mode="after")
+    def _room_for_the_refined(self) -> RefineSettings:
+        if self.amortized_share + self.wide_share >= 1:
+            raise ValueError("infer.refine: amortized_share and wide_share must add up to less than 1")
+        return self
+
+
+class InferSettings(Settings):
+    """Stage `infer`: posteriors and certificates."""
+
+    draws: Positive = Field(default=2_000, description="equally weighted draws delivered for each observation")
+    proposals: Positive = Field(default=20_000, description="draws of q that are weighted, at least ten times `draws`")
+    refine: RefineSettings = RefineSettings()
+    exact_ess_fraction: Fraction = Field(default=0.5, description="least ess_fraction of verdict exact or refined")
+    exact_pareto_k: float = Field(default=0.5, description="largest pareto_k of verdict exact or refined")
+    equal_ess_fraction: Fraction = Field(
+        default=0.95, description="ess_fraction from which weights are so equal that equal_pareto_k suffices for exact"
+    )
+    equal_pareto_k: float = Field(default=0.7, description="largest pareto_k there")
+    corrected_ess: PositiveFloat = Field(default=400.0, description="least effective sample size of verdict corrected")
+    corrected_pareto_k: float = Field(default=0.7, description="largest pareto_k of verdict corrected")
+
+    @model_validator(mode="after")
+    def _enough_proposals(self) -> InferSettings:
+        if self.proposals < 10 * self.draws:
+            raise ValueError(
+                f"infer.proposals ({self.proposals}) must be at least ten times infer.draws ({self.draws})"
+            )
+        return self
+
+
+class ValidateSettings(Settings):
+    """Stage `validate`: calibration on held-out simulations."""
+
+    simulations: Positive = Field(default=500, description="held-out simulations")
+    draws: Positive = Field(default=250, description="delivered draws for each")
+    proposals: Positive = Field(default=2_500, description="weighted draws of q for each; five times more where needed")
+    least_ess: PositiveFloat = Field(
+        default=100.0, description="least effective sample size with which a simulation is tested"
+    )
+
+
+class EmceeSettings(Settings):
+    """emcee's affine-invariant ensemble."""
+
+    enabled: bool = True
+    walkers: Positive = Field(default=64, description="walkers, started from weighted draws of q")
+    steps: Positive = Field(default=3_000, description="steps kept for each walker")
+    burn_in: Positive = Field(default=500, description="steps discarded first")
+
+
+class NautilusSettings(Settings):
+    """nautilus: importance nested sampling with neural bounds."""
+
+    enabled: bool = True
+    live_points: Positive = 1_000
+    effective_draws: Positive = Field(default=10_000, description="effective sample size at which it stops")
+
+
+class CompareSettings(Settings):
+    """Stage `compare`: baselines on the same likelihood and prior."""
+
+    emcee: EmceeSettings = EmceeSettings()
+    nautilus: NautilusSettings = NautilusSettings()
+    draws: Positive = Field(default=5_000, description="draws of each side in C2ST")
+    observations: Positive = Field(default=1, description="how many observations, from the first")
+
+
+class CaseSettings(Settings):
+    """A case: everything that `elboscope run` needs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), populate_by_name=True)
+
+    name: str = Field(default="", description="name of the run folder; default: the name of the YAML file")
+    title: str = Field(default="", description="title of the report")
+    seed: Annotated[int, Field(ge=0)] = Field(default=1, description="every random number is a function of it")
+    simulator: SimulatorSettings
+    observation: Path | None = Field(
+        default=None, description="observed data: our HDF5, or what the simulator reads; relative to this file"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")
+    threads: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="CPU threads of torch; 0: one a core. Part of bit-for-bit reproduction"
+    )
+    simulate: SimulateSettings = SimulateSettings()
+    train: TrainSettings = TrainSettings()
+    infer: InferSettings = InferSettings()
+    validation: ValidateSettings = Field(default=ValidateSettings(), alias="validate")
+    compare: CompareSettings = CompareSettings()
+
+    def dump(self, *include: str) -> dict[str, Any]:
+        """Plain JSON values, by the names used in YAML; `include` keeps only those blocks."""
+        values = self.model_dump(mode="json", by_alias=True)
+        return {k: values[k] for k in include} if include else values
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load_case(path: Path, overrides: Sequence[str] = ()) -> CaseSettings:
+    """Read a YAML case and apply `key.subkey=value` overrides.
+
+    Relative paths in the file are relative to the file's folder.
+
+    Raises:
+        InputError: one line that names the file, the key and what was expected.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InputError(f"{path}: not valid YAML{where}: {problem}") from None
+    except (ValueError, RecursionError) as error:  # a date such as 2020-99-99, an integer of 5,000 digits
+        raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    values = override_values(values, overrides)
+    values["name"] = values.get("name") or path.stem
+    _resolve_paths(values, path.resolve().parent)
+    return case_from_values(values, str(path))
+
+
+def override_values(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply `key.subkey=value` overrides to plain values.
+
+    Raises:
+        InputError: not of that form, or a path through something that has no keys.
+    """
+    for override in overrides:
+        _apply_override(values, override)
+    return values
+
+
+def case_from_values(values: Mapping[str, Any], source: str) -> CaseSettings:
+    """Validate plain values; `source` stands at the start of an error."""
+    try:
+        return CaseSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise InputError(f"{source}: {_explain(first)}{more}") from None
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        known = _keys_at(error["loc"][:-1])
+        near = get_close_matches(location[-1], known, n=1, cutoff=0.4)
+        hint = f"did you mean {'.'.join([*location[:-1], near[0]])!r}?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key {key!r}; {hint}"
+    if error["type"] == "missing":
+        return f"{key!r} is required"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}, got {error['input']!r}" if location and error["type"] != "value_error" else message
+
+
+def _keys_at(location: Sequence[str | int]) -> list[str]:
+    """Keys that the settings know at `location`."""
+    model: Any = CaseSettings
+    for part in location:
+        if isinstance(part, int):
+            continue
+        fields = {**model.model_fields, **{f.alias: f for f in model.model_fields.values() if f.alias}}
+        if part not in fields:
+            return []
+        model = _model_in(fields[part].annotation)
+        if model is None:
+            return []
+    return [(f.alias or n) for n, f in model.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The settings model inside an annotation such as `tuple[PhaseSettings, ...]`."""
+    if (
+        isinstance(annotation, type)
+        and not isinstance(annotation, types.GenericAlias)
+        and issubclass(annotation, BaseModel)
+    ):
+        return annotation
+    for argument in typing.get_args(annotation):
+        if (found := _model_in(argument)) is not None:
+            return found
+    return None
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    """Set `a.b.0.c=value` (value in YAML) in nested mappings and lists."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"--set {override}: expected key=value, such as train.steps=500")
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise InputError(f"--set {override}: the value is not valid YAML") from None
+    if isinstance(value, str):
+        value = _number_or_text(value)
+    node: Any = values
+    parts = key.split(".")
+    for i, part in enumerate(parts):
+        last = i == len(parts) - 1
+        if isinstance(node, list):
+            if not (part.isascii() and part.isdigit()) or int(part) >= len(node):
+                raise InputError(
+                    f"--set {override}: {'.'.join(parts[:i])} has entries 0 to {len(node) - 1}, not {part!r}"
+                )
+            index: Any = int(part)
+        elif isinstance(node, dict):
+            index = part
+            if not last and node.get(part) is None:
+                node[part] = {}
+        else:
+            raise InputError(f"--set {override}: {'.'.join(parts[:i])} is a single value and has no keys")
+        if last:
+            node[index] = value
+        else:
+            node = node[index]
+
+
+def _number_or_text(text: str) -> float | str:
+    """YAML 1.1 reads 1e-3 as text; people mean the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make the file paths of a case absolute: observation, simulator.path, and simulator options that name files."""
+    if isinstance(values.get("observation"), str):
+        values["observation"] = str((folder / values["observation"]).resolve())
+    simulator = values.get("simulator")
+    if isinstance(simulator, dict):
+        if isinstance(simulator.get("path"), str):
+            simulator["path"] = str((folder / simulator["path"]).resolve())
+        if isinstance(simulator.get("options"), dict):
+            simulator["options"] = _resolve_option(simulator["options"], folder)
+
+
+def _resolve_option(option: Any, folder: Path) -> Any:
+    """In options, a value under a key `observation` or `path` is a file, relative to the config."""
+    if isinstance(option, dict):
+        return {
+            k: str((folder / v).resolve())
+            if k in ("observation", "path") and isinstance(v, str)
+            else _resolve_option(v, folder)
+            for k, v in option.items()
+        }
+    if isinstance(option, list):
+        return [_resolve_option(v, folder) for v in option]
+    return option
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a case, for editors."""
+    return CaseSettings.model_json_schema(by_alias=True)
+
+
+def build_simulator(settings: SimulatorSettings) -> Simulator:
+    """The simulator of a case.
+
+    Raises:
+        InputError: unknown simulator or option, or a value that it refuses.
+    """
+    from simulators.registry import create
+
+    try:
+        return create(settings.name, settings.options, path=settings.path)
+    except (ValueError, TypeError, OSError) as error:
+        raise InputError(f"simulator: {error}") from error

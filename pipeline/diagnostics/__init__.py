@@ -1,0 +1,1 @@
+"""Judgements on posteriors: two-sample tests, distances of marginals, calibration."""

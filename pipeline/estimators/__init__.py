@@ -1,0 +1,1 @@
+"""q(theta given x), and what its weights say about the evidence."""

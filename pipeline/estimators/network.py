@@ -1,0 +1,150 @@
+r"""q(theta given x) as one torch module.
+
+    theta = T(v),   v = location(x) + scale(x) (shift + width u),   u ~ flow(context(x))
+
+T maps onto the support of the prior; location and scale are the simulator's pilot (0 and 1 without one);
+shift and width standardise the training set; context is the embedding of x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.func import functional_call
+
+from pipeline.config import EmbeddingSettings, FlowSettings
+from pipeline.estimators.embedding import Embedding
+from pipeline.estimators.flow import ConditionalFlow
+from pipeline.estimators.support import SupportTransform
+from simulators.protocol import Simulator, network_features, pilot_of
+
+
+class NetworkInput(NamedTuple):
+    """What the network reads of N observations: features (N, F), pilot location and scale (N, D)."""
+
+    features: Tensor
+    location: Tensor
+    scale: Tensor
+
+    def rows(self, index: Tensor | slice) -> NetworkInput:
+        """Some of the N observations."""
+        return NetworkInput(self.features[index], self.location[index], self.scale[index])
+
+
+class Condition(NamedTuple):
+    """Everything about x that a draw needs: context (N, C), pilot location and scale (N, D)."""
+
+    context: Tensor
+    location: Tensor
+    scale: Tensor
+
+
+def network_input(simulator: Simulator, x: Mapping[str, Tensor]) -> NetworkInput:
+    """Features in float32 and pilot in float64."""
+    features = network_features(simulator, x).float()
+    pilot = pilot_of(simulator, x)
+    if pilot is None:
+        zero = torch.zeros(len(features), len(simulator.parameters), dtype=torch.float64, device=features.device)
+        return NetworkInput(features, zero, torch.ones_like(zero))
+    return NetworkInput(features, pilot[0].double(), pilot[1].double())
+
+
+class PosteriorNetwork(nn.Module):
+    """The variational posterior, amortized over x.
+
+    Args:
+        prior: joint prior; q has its support.
+        features: F, size of the network's input.
+        flow, embedding: sizes.
+    """
+
+    shift: Tensor
+    width: Tensor
+
+    def __init__(self, prior: Distribution, features: int, *, flow: FlowSettings, embedding: EmbeddingSettings) -> None:
+        super().__init__()
+        self.dimension = prior.event_shape[0]
+        self.support = SupportTransform(prior)
+        self.embedding = Embedding(features, embedding)
+        self.flow = ConditionalFlow(self.dimension, self.embedding.output, flow)
+        self.register_buffer("shift", torch.zeros(self.dimension, dtype=torch.float64))
+        self.register_buffer("width", torch.ones(self.dimension, dtype=torch.float64))
+
+    def standardize(self, theta: Tensor, inputs: NetworkInput) -> None:
+        """Fit shift, width and the standardisation of features to a training set.
+
+        Median and half the 16-84 % range, which single outliers of the pilot cannot spoil.
+        """
+        w = (self.support.to_unconstrained(theta.double()) - inputs.location) / inputs.scale
+        low, middle, high = torch.quantile(
+            w[:100_000], torch.tensor([0.16, 0.5, 0.84], dtype=w.dtype, device=w.device), dim=0
+        )
+        self.shift.copy_(middle)
+        self.width.copy_(((high - low) / 2).clamp_min(1e-12))
+        self.embedding.standardize.fit(inputs.features)
+
+    def condition(self, inputs: NetworkInput) -> Condition:
+        """Embed x, once for all its draws."""
+        return Condition(self.embedding(inputs.features), inputs.location, inputs.scale)
+
+    def draw(
+        self,
+        condition: Condition,
+        draws: int,
+        *,
+        generator: torch.Generator,
+        path_gradient: bool = False,
+        dtype: torch.dtype = torch.float32,
+        base_scale: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        r"""`draws` draws of theta for each observation, and their log_q.
+
+        With `path_gradient` log_q depends on the parameters through theta alone: the score term, whose
+        expectation is zero, is dropped, and the gradient vanishes when q is the posterior (Roeder, Wu and
+        Duvenaud 2017, https://arxiv.org/abs/1703.09194).
+
+        Returns:
+            theta (K, N, D) and log_q (K, N), in `dtype`.
+        """
+        context = condition.context
+        count = context.shape[0]
+        noise = torch.randn(
+            draws * count, self.dimension, generator=generator, device=context.device, dtype=context.dtype
+        )
+        repeated = context.expand(draws, *context.shape).reshape(draws * count, -1)
+        u, log_q = self.flow.sample_and_log_prob(noise, repeated, base_scale=base_scale)
+        if path_gradient:
+            fixed = {f"flow.{k}": p.detach() for k, p in self.flow.named_parameters()}
+            log_q = functional_call(_LogProb(self.flow), fixed, (u, repeated.detach(), base_scale))
+        u = u.view(draws, count, self.dimension).to(dtype)
+        scale = condition.scale.to(dtype) * self.width.to(dtype)
+        v = condition.location.to(dtype) + condition.scale.to(dtype) * self.shift.to(dtype) + scale * u
+        theta, log_det = self.support.to_theta(v)
+        return theta, log_q.view(draws, count).to(dtype) - log_det - scale.log().sum(-1)
+
+    def log_q(self, theta: Tensor, condition: Condition, *, base_scale: float = 1.0) -> Tensor:
+        """log q(theta given x), theta (..., N, D) -> (..., N), in the dtype of theta."""
+        dtype = theta.dtype
+        v = self.support.to_unconstrained(theta)
+        scale = condition.scale.to(dtype) * self.width.to(dtype)
+        u = (v - condition.location.to(dtype) - condition.scale.to(dtype) * self.shift.to(dtype)) / scale
+        context = condition.context
+        repeated = context.expand(*theta.shape[:-1], context.shape[-1]).reshape(-1, context.shape[-1])
+        flat = u.reshape(-1, self.dimension).to(context.dtype)
+        log_q = self.flow.log_prob(flat, repeated, base_scale=base_scale).view(theta.shape[:-1])
+        return log_q.to(dtype) - self.support.to_theta(v)[1] - scale.log().sum(-1)
+
+
+class _LogProb(nn.Module):
+    """`flow.log_prob` as a forward call, in which functional_call replaces parameters."""
+
+    def __init__(self, flow: ConditionalFlow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, u: Tensor, context: Tensor, base_scale: float) -> Tensor:
+        return self.flow.log_prob(u, context, base_scale=base_scale)

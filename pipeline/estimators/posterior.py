@@ -1,0 +1,181 @@
+"""A trained posterior: load it, sample it, weigh it. What `pipeline.load_posterior` gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pipeline.config import CaseSettings, build_simulator, case_from_values
+from pipeline.errors import InputError
+from pipeline.estimators.importance import Evidence, summarize
+from pipeline.estimators.network import Condition, PosteriorNetwork, network_input
+from pipeline.estimators.proposal import Amortized, weigh
+from pipeline.schema import SCHEMA, SETTINGS, STAGE
+from pipeline.store import read_safetensors, write_safetensors
+from simulators.priors import prior_of, to_device
+from simulators.protocol import Data, Simulator
+
+
+class Posterior:
+    """q(theta given x) with its simulator and prior.
+
+    x is a mapping from observable to array (N, ...), or those arrays flattened and concatenated to (N, F) in
+    the order of `simulator.observables`, as sbi passes them around. Draws come from torch's global generator
+    unless one is given.
+
+    Args:
+        case: settings of the run that trained it.
+        simulator: its physics model.
+        network: its trained network.
+    """
+
+    def __init__(self, case: CaseSettings, simulator: Simulator, network: PosteriorNetwork) -> None:
+        self.case, self.simulator = case, simulator
+        self.device = next(network.parameters()).device
+        self.network = network.eval().requires_grad_(False)
+        self.prior: Distribution = to_device(prior_of(simulator), self.device)
+        self.parameters = tuple(p.name for p in simulator.parameters)
+
+    def data(self, x: Mapping[str, Tensor] | Tensor) -> Data:
+        """x as a mapping, on our device.
+
+        Raises:
+            ValueError: a packed x whose width is not that of the simulator's observables.
+        """
+        if not isinstance(x, Tensor):
+            return {o.name: torch.as_tensor(x[o.name]).to(self.device) for o in self.simulator.observables}
+        packed = x if x.dim() > 1 else x[None]
+        sizes = [int(torch.Size(o.shape).numel()) for o in self.simulator.observables]
+        if packed.shape[1] != sum(sizes):
+            raise ValueError(f"x: expected {sum(sizes)} numbers a row, got {packed.shape[1]}")
+        parts = packed.to(self.device).split(sizes, dim=1)
+        return {o.name: p.reshape(-1, *o.shape) for o, p in zip(self.simulator.observables, parts, strict=True)}
+
+    @torch.no_grad()
+    def condition(self, x: Mapping[str, Tensor] | Tensor) -> Condition:
+        """Embedding and pilot of x, once for all draws."""
+        inputs = network_input(self.simulator, self.data(x))
+        given, expected = inputs.features.shape[1], self.network.embedding.standardize.mean.numel()
+        if given != expected:
+            raise InputError(
+                f"simulator {self.simulator.name!r} gives {given} features of x, the posterior was trained on {expected}: its options differ"
+            )
+        return self.network.condition(inputs)
+
+    @torch.no_grad()
+    def sample_and_log_prob(
+        self,
+        sample_shape: tuple[int, ...],
+        x: Mapping[str, Tensor] | Tensor,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draws of q, float64: theta (*sample_shape, N, D) and log_q (*sample_shape, N)."""
+        condition = self.condition(x)
+        if generator is None:
+            seed = int(torch.randint(2**62, ()))
+            generator = torch.Generator(self.device).manual_seed(seed)
+        count = int(torch.Size(sample_shape).numel())
+        theta, log_q = self.network.draw(condition, count, generator=generator, dtype=torch.float64)
+        return theta.reshape(*sample_shape, *theta.shape[1:]), log_q.reshape(*sample_shape, log_q.shape[1])
+
+    def sample(
+        self, sample_shape: tuple[int, ...], x: Mapping[str, Tensor] | Tensor, *, show_progress_bars: bool = False
+    ) -> Tensor:
+        """Draws of q for ONE observation, (*sample_shape, D), as sbi has it."""
+        theta = self.sample_batched(sample_shape, x, show_progress_bars=show_progress_bars)
+        if theta.shape[-2] != 1:
+            raise ValueError(f"sample takes one observation, got {theta.shape[-2]}; use sample_batched")
+        return theta[..., 0, :]
+
+    def sample_batched(
+        self, sample_shape: tuple[int, ...], x: Mapping[str, Tensor] | Tensor, *, show_progress_bars: bool = False
+    ) -> Tensor:
+        """Draws of q, (*sample_shape, N, D)."""
+        del show_progress_bars  # sbi passes it; one batched call has no progress to show
+        return self.sample_and_log_prob(sample_shape, x)[0]
+
+    @torch.no_grad()
+    def log_prob(self, theta: Tensor, x: Mapping[str, Tensor] | Tensor) -> Tensor:
+        """log q(theta given x): theta (..., N, D) with N observations gives (..., N); -inf outside the prior.
+
+        With one observation, theta may be (B, D) and gives (B,), as sbi has it.
+        """
+        condition = self.condition(x)
+        theta = theta.to(self.device).double()
+        single = len(condition.context) == 1 and theta.dim() == 2
+        points = theta[:, None, :] if single else theta
+        log_q = self.network.log_q(points, condition)
+        log_q = torch.where(self.prior.log_prob(points) > -torch.inf, log_q, -torch.inf)
+        return log_q[:, 0] if single else log_q
+
+    def certificate(self, x: Mapping[str, Tensor] | Tensor, *, proposals: int = 20_000, seed: int = 0) -> Evidence:
+        """Evidence, ELBO, gap and effective sample size of q itself, without repair, (N,) each."""
+        data = self.data(x)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        proposal = Amortized(self.network, self.condition(data))
+        return summarize(weigh(proposal, self.simulator, self.prior, data, draws=proposals, generator=generator))
+
+    def save(self, path: Path, *, attributes: Mapping[str, Any]) -> None:
+        """Write safetensors: weights, and settings as JSON in the header."""
+        metadata = {
+            "features": self.network.embedding.standardize.mean.numel(),
+            "parameters": json.dumps(self.parameters),
+            "observables": _observables(self.simulator),
+            **attributes,
+            SETTINGS: json.dumps(self.case.dump(), sort_keys=True),
+        }
+        write_safetensors(path, self.network.state_dict(), metadata)
+
+
+def _observables(simulator: Simulator) -> str:
+    """Names and shapes of x, as they stand in a model file."""
+    return json.dumps({o.name: list(o.shape) for o in simulator.observables})
+
+
+def new_network(case: CaseSettings, simulator: Simulator, features: int) -> PosteriorNetwork:
+    """An untrained network of the sizes that a case asks for."""
+    return PosteriorNetwork(prior_of(simulator), features, flow=case.train.flow, embedding=case.train.embedding)
+
+
+def load_posterior(
+    path: str | Path, *, case: CaseSettings | None = None, device: str | torch.device = "cpu"
+) -> Posterior:
+    """Read `posterior.safetensors`. Nothing in it is executed.
+
+    Args:
+        case: settings that name the simulator; needed where it is the user's own file, which is run only
+            because a config says so. Default: those stored in the file.
+
+    Raises:
+        InputError: not a trained posterior, or its simulator cannot be built.
+    """
+    path = Path(path)
+    tensors, header = read_safetensors(path)
+    if header.get("schema") != SCHEMA or header.get(STAGE) != "train":
+        raise InputError(f"{path}: not a posterior trained by Elboscope")
+    stored = case_from_values(json.loads(header[SETTINGS]), str(path))
+    if case is None and stored.simulator.path is not None:
+        raise InputError(
+            f"{path}: its simulator is the file {stored.simulator.path}; give a config that names it (--config)"
+        )
+    simulator = build_simulator((case or stored).simulator)
+    names = [p.name for p in simulator.parameters]
+    if names != json.loads(header["parameters"]):
+        raise InputError(f"{path}: trained for parameters {header['parameters']}, the simulator has {names}")
+    if _observables(simulator) != header["observables"]:
+        raise InputError(
+            f"{path}: trained for observables {header['observables']}, the simulator has {_observables(simulator)}"
+        )
+    network = new_network(stored, simulator, int(header["features"]))
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{path}: weights do not fit its settings ({str(error).splitlines()[0]})") from None
+    return Posterior(stored, simulator, network.to(device))

@@ -1,0 +1,116 @@
+r"""Distributions of theta given one block of observations, from which draws are weighted.
+
+Amortized    q(theta|x)
+Mixture      sum_j a_j q_j(theta|x)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pipeline.estimators.importance import WeightedDraws
+from pipeline.estimators.network import Condition, PosteriorNetwork
+from simulators.protocol import Simulator, log_likelihood
+
+
+class Proposal(Protocol):
+    """Draws with their density, for N observations at once."""
+
+    def draw(self, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """theta (K, N, D) and log_q (K, N), float64."""
+        ...
+
+    def log_q(self, theta: Tensor) -> Tensor:
+        """(K, N, D) -> (K, N), float64."""
+        ...
+
+
+@dataclass(frozen=True)
+class Amortized:
+    """q of a network at fixed observations, its base distribution N(0, base_scale^2 I).
+
+    base_scale > 1 widens every tail of q: a defensive component of a mixture, which bounds the weights where
+    the tails of q are lighter than the posterior's.
+    """
+
+    network: PosteriorNetwork
+    condition: Condition
+    base_scale: float = 1.0
+
+    def draw(self, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.network.draw(
+            self.condition, draws, generator=generator, dtype=torch.float64, base_scale=self.base_scale
+        )
+
+    def log_q(self, theta: Tensor) -> Tensor:
+        return self.network.log_q(theta.double(), self.condition, base_scale=self.base_scale)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    r"""$q(\theta|x) = \sum_j a_j q_j(\theta|x)$, each draw from a component chosen at random.
+
+    Args:
+        components: proposals for the same observations.
+        shares: a_j >= 0, which sum to one.
+    """
+
+    components: Sequence[Proposal]
+    shares: Sequence[float]
+
+    def draw(self, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        shares = torch.tensor(self.shares, dtype=torch.float64, device=generator.device)
+        counts = (
+            torch.multinomial(shares, draws, replacement=True, generator=generator)
+            .bincount(minlength=len(shares))
+            .tolist()
+        )
+        theta = torch.cat([c.draw(n, generator)[0] for c, n in zip(self.components, counts, strict=True) if n])
+        order = torch.randperm(draws, generator=generator, device=generator.device)
+        theta = theta[order]
+        return theta, self.log_q(theta)
+
+    def log_q(self, theta: Tensor) -> Tensor:
+        parts = [
+            c.log_q(theta) + (math.log(a) if a > 0 else -math.inf)  # in float64: 0.9 in float32 is off by 2e-8
+            for c, a in zip(self.components, self.shares, strict=True)
+        ]
+        return torch.logsumexp(torch.stack(parts), 0)
+
+
+@torch.no_grad()
+def weigh(
+    proposal: Proposal,
+    simulator: Simulator,
+    prior: Distribution,
+    x: Mapping[str, Tensor],
+    *,
+    draws: int,
+    generator: torch.Generator,
+    batch: int = 65_536,
+    advance: Callable[[int], None] | None = None,
+) -> WeightedDraws:
+    """Draw from `proposal` and evaluate likelihood and prior, at most `batch` points at once.
+
+    Args:
+        x: the N observations of the proposal.
+        draws: K, for each observation.
+        advance: told how many of the K draws are done.
+    """
+    rows = len(next(iter(x.values())))
+    step = max(1, batch // rows)
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for start in range(0, draws, step):
+        count = min(step, draws - start)
+        theta, log_q = proposal.draw(count, generator)
+        parts.append((theta, log_q, log_likelihood(simulator, theta, x), prior.log_prob(theta)))
+        if advance:
+            advance(count)
+    return WeightedDraws(*(torch.cat(p).double() for p in zip(*parts, strict=True)))

@@ -1,0 +1,1 @@
+"""Figures and the report. Every plot function takes arrays and returns a matplotlib Figure."""

@@ -1,0 +1,176 @@
+"""The certificate in words: each number, what it means, and whether it passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.config import InferSettings
+from pipeline.plots import numbers
+from pipeline.schema import CERTIFICATE, VERDICTS
+
+Mark = Literal["pass", "fail", "info"]
+
+BLIND_SPOT = (
+    "No weight can see a mode of the posterior that q lacks: every number above is computed from draws of q. "
+    "Calibration on held-out simulations, where the true parameters are one exact draw from the posterior, bounds "
+    "how often that happens, but for the population of simulations only, not for this observation."
+)
+SURROGATE = (
+    "The likelihood here is a learned one: evidence and weights speak of that surrogate. Calibration on the "
+    "simulator itself is the check of the surrogate."
+)
+
+MEANING: dict[str, tuple[str, str]] = {
+    "log_evidence": (
+        "Log evidence, log p(x)",
+        "Probability of the data under the model, averaged over the prior; what Bayes factors are made of. "
+        "Estimated by importance sampling.",
+    ),
+    "log_evidence_error": ("its standard error", "Monte Carlo error from the scatter of the weights."),
+    "elbo": ("ELBO", "Lower bound of the log evidence, reached only if q is the posterior."),
+    "reconstruction": ("Reconstruction", "Mean log likelihood over q: how well draws of q fit the data."),
+    "regularization": (
+        "Regularization",
+        "KL divergence of q from the prior: how much was learned from the data.",
+    ),
+    "kl_gap": (
+        "Gap to the evidence",
+        "Log evidence minus ELBO: KL divergence of q from the posterior. Small means that q is the posterior wherever "
+        "q puts its draws; it says nothing of places where q puts none.",
+    ),
+    "ess_fraction": (
+        "Effective sample size of the weights",
+        "Share of the draws that the weights leave effective; 100 % if q is the posterior.",
+    ),
+    "pareto_k": (
+        "Pareto k of the weights",
+        "Shape of the tail of the weights: below 0.5 their variance is finite, above 0.7 no estimate made from them "
+        "is reliable.",
+    ),
+    "refused": ("Refused draws", "Draws whose weight was zero or not a number; they count as weight zero."),
+    "likelihood_calls": (
+        "Likelihood calls",
+        "Values of theta at which the likelihood was evaluated for this observation.",
+    ),
+    "repeated_fraction": (
+        "Repeated draws",
+        "Share of delivered draws that repeat another one, from resampling by weight.",
+    ),
+    "amortized_elbo": ("ELBO of the amortized q", "The same network before it was tuned to this observation."),
+    "amortized_kl_gap": ("Gap of the amortized q", "Log evidence minus its ELBO."),
+    "amortized_log_evidence": ("Log evidence from the amortized q", "Must agree with the log evidence above."),
+    "amortized_log_evidence_error": ("its standard error", "Monte Carlo error from the scatter of its weights."),
+    "amortized_ess_fraction": ("Effective sample size of the amortized q", "Share of its draws left effective."),
+    "amortized_pareto_k": ("Pareto k of the amortized q", "As above."),
+}
+"""Name and one sentence for each number of `schema.CERTIFICATE`."""
+
+FOLDED = {"log_evidence_error", "amortized_log_evidence_error"}  # stand beside their value, not on a line of their own
+
+
+@dataclass(frozen=True)
+class CertificateLine:
+    """One line of the table."""
+
+    name: str
+    title: str
+    value: str
+    meaning: str
+    mark: Mark
+    judgement: str
+
+
+def certificate_lines(certificate: Mapping[str, float], infer: InferSettings) -> list[CertificateLine]:
+    """The table, in the order of `schema.CERTIFICATE`; numbers that the certificate lacks are left out."""
+    lines = []
+    for name in CERTIFICATE:
+        if name not in certificate or name in FOLDED:
+            continue
+        title, meaning = MEANING[name]
+        mark, judgement = _judge(name, certificate, infer)
+        lines.append(CertificateLine(name, title, certificate_value(name, certificate), meaning, mark, judgement))
+    return lines
+
+
+def certificate_value(name: str, certificate: Mapping[str, float]) -> str:
+    """A number of the certificate with its unit and sensible digits."""
+    value = certificate[name]
+    if name in ("log_evidence", "amortized_log_evidence"):
+        return f"{numbers.with_error(value, certificate.get(f'{name}_error'))} nats"
+    if name.endswith(("ess_fraction", "repeated_fraction")):
+        return numbers.percent(value)
+    if name.endswith("pareto_k"):
+        return numbers.fixed(value, 2)
+    if name in ("refused", "likelihood_calls"):
+        return numbers.count(value)
+    if name.endswith("kl_gap"):
+        return f"{numbers.significant(value, 2)} nats"
+    return f"{numbers.fixed(value, nat_places(certificate))} nats"
+
+
+def nat_places(certificate: Mapping[str, float]) -> int:
+    """Decimal places of nats: those of the log evidence, from 2 to 4."""
+    return min(4, max(2, numbers.decimals(certificate.get("log_evidence_error", math.nan))))
+
+
+def verdict_words(verdict: str) -> str:
+    """What a verdict means.
+
+    >>> verdict_words("corrected")
+    'the network alone is off, but the weighted draws are reliable'
+    """
+    return VERDICTS.get(verdict, "unknown verdict")
+
+
+def _judge(name: str, certificate: Mapping[str, float], infer: InferSettings) -> tuple[Mark, str]:
+    value = certificate[name]
+    if math.isnan(value):
+        return "fail", "not a number"
+    amortized = name.startswith("amortized_")
+    if name.endswith("ess_fraction"):
+        return _judge_ess(value, infer, amortized)
+    if name.endswith("pareto_k"):
+        return _judge_pareto_k(value, infer, amortized)
+    if name == "log_evidence":
+        k = certificate.get("pareto_k", math.inf)
+        reliable = math.isfinite(value) and k <= infer.corrected_pareto_k
+        return ("pass", "its error can be trusted") if reliable else ("fail", "its error cannot be trusted")
+    if name == "amortized_log_evidence":
+        return _judge_agreement(certificate)
+    if name == "elbo":
+        below = value <= certificate.get("log_evidence", math.inf) + 3 * certificate.get("log_evidence_error", 0.0)
+        return ("pass", "below the log evidence") if below else ("fail", "above the log evidence: something is wrong")
+    if name in ("refused", "likelihood_calls"):
+        return ("pass", "none") if value == 0 else ("info", f"of {numbers.count(infer.proposals)} draws")
+    return "info", ""
+
+
+def _judge_ess(value: float, infer: InferSettings, amortized: bool) -> tuple[Mark, str]:
+    if value >= infer.exact_ess_fraction:
+        return "pass", f"at least {100 * infer.exact_ess_fraction:g} %, as 'exact' asks"
+    if value * infer.proposals >= infer.corrected_ess:
+        effective = numbers.count(value * infer.proposals)
+        return "pass", f"{effective} effective draws; 'corrected' asks for {numbers.count(infer.corrected_ess)}"
+    return "info" if amortized else "fail", f"below the {numbers.count(infer.corrected_ess)} effective draws asked for"
+
+
+def _judge_pareto_k(value: float, infer: InferSettings, amortized: bool) -> tuple[Mark, str]:
+    if value <= infer.exact_pareto_k:
+        return "pass", f"at most {infer.exact_pareto_k:g}, as 'exact' asks"
+    if value <= infer.corrected_pareto_k:
+        return "pass", f"at most {infer.corrected_pareto_k:g}, as 'corrected' asks"
+    return "info" if amortized else "fail", f"above {infer.corrected_pareto_k:g}"
+
+
+def _judge_agreement(certificate: Mapping[str, float]) -> tuple[Mark, str]:
+    names = ("log_evidence", "log_evidence_error", "amortized_log_evidence", "amortized_log_evidence_error")
+    value, error, other, other_error = (certificate.get(n, math.nan) for n in names)
+    combined = math.hypot(error, other_error)
+    if not combined > 0 or not math.isfinite(value - other):
+        return "info", ""
+    deviation = abs(value - other) / combined
+    words = f"{numbers.fixed(deviation, 1)} combined standard errors apart"
+    return ("pass" if deviation <= 3 else "info"), words

@@ -1,0 +1,203 @@
+"""What a report says, before it is a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from matplotlib.figure import Figure
+
+from pipeline.config import InferSettings
+
+FigureKind = Literal[
+    "predictive", "corner", "weights", "training", "rank_ecdf", "rank_histogram", "tarp", "comparison", "other"
+]
+
+
+@dataclass(frozen=True)
+class ParameterRow:
+    """Marginal of one parameter, in `unit`.
+
+    Attributes:
+        name: identifier.
+        label: LaTeX, between dollars; the name where empty.
+        unit: astropy unit string.
+        mean: of the delivered draws.
+        standard_deviation: of the delivered draws.
+        q16: 16 % quantile.
+        q50: median.
+        q84: 84 % quantile.
+    """
+
+    name: str
+    label: str
+    unit: str
+    mean: float
+    standard_deviation: float
+    q16: float
+    q50: float
+    q84: float
+
+
+@dataclass(frozen=True)
+class ObservationReport:
+    """Posterior and certificate of one observation.
+
+    Attributes:
+        identifier: of the observation.
+        verdict: one of `schema.VERDICTS`.
+        certificate: numbers by the names of `schema.CERTIFICATE`; those absent are left out.
+        parameters: one row each.
+    """
+
+    identifier: str
+    verdict: str
+    certificate: Mapping[str, float]
+    parameters: tuple[ParameterRow, ...]
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One side of the comparison; None where a figure does not apply.
+
+    Attributes:
+        side: name of the sampler; ours first.
+        log_evidence: as the sampler states it, nats.
+        log_evidence_error: as the sampler states it, nats.
+        delta_log_evidence: log_evidence minus ours, nats.
+        checked_log_evidence: by importance sampling from a mixture fitted to its draws, nats.
+        checked_log_evidence_error: nats.
+        c2st: of its draws against ours, 0.5 is equality.
+        worst_mean_shift: largest difference of means, in standard deviations.
+        worst_wasserstein: largest 1-Wasserstein distance, in standard deviations.
+        wall_time_s: seconds.
+        likelihood_calls: number.
+        converged: by its own checks.
+        note: what the numbers include, such as training.
+    """
+
+    side: str
+    log_evidence: float | None = None
+    log_evidence_error: float | None = None
+    delta_log_evidence: float | None = None
+    checked_log_evidence: float | None = None
+    checked_log_evidence_error: float | None = None
+    c2st: float | None = None
+    worst_mean_shift: float | None = None
+    worst_wasserstein: float | None = None
+    wall_time_s: float | None = None
+    likelihood_calls: int | None = None
+    converged: bool | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class CalibrationRow:
+    """Calibration of one parameter: p-value of uniform ranks, coverage of central intervals."""
+
+    name: str
+    label: str
+    ks_p_value: float
+    coverage_50: float
+    coverage_90: float
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """Calibration on held-out simulations.
+
+    Attributes:
+        simulations: how many.
+        draws: for each.
+        rows: one a parameter.
+        tarp_p_value: Kolmogorov-Smirnov.
+        tarp_area: area between expected coverage and credibility above one half.
+        passed: whether no test rejects.
+        significance: of the D + 1 tests together.
+        ess_fraction: median over the simulations, where weights were used.
+        note: whose posterior was tested, where theta was drawn from a proposal.
+    """
+
+    simulations: int
+    draws: int
+    rows: tuple[CalibrationRow, ...]
+    tarp_p_value: float
+    tarp_area: float
+    passed: bool
+    significance: float = 0.01
+    ess_fraction: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PhaseRow:
+    """One phase of training, and what held-out simulations said after it; None where not evaluated."""
+
+    objective: str
+    steps: int
+    learning_rate: float
+    held_out_forward_log_q: float | None = None
+    held_out_elbo: float | None = None
+    held_out_ess_fraction: float | None = None
+    wall_time_s: float | None = None
+    kept: bool | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """A figure with its words.
+
+    Attributes:
+        kind: decides section and standard explanation.
+        title: heading.
+        figure: matplotlib Figure.
+        caption: what exactly is shown, such as which observation.
+        reading: how to read it; the standard text of its kind where empty.
+    """
+
+    kind: FigureKind
+    title: str
+    figure: Figure
+    caption: str = ""
+    reading: str = ""
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """Everything that the report shows.
+
+    Attributes:
+        title: of the page.
+        case: name of the run.
+        content_key: of the stage; `store.read_key` finds it.
+        summary: sentences at the top.
+        observations: the first screen shows the first.
+        infer: the thresholds by which verdicts were given.
+        comparison: rows, ours first.
+        calibration: None if `validate` was not run.
+        phases: of the training.
+        figures: in order.
+        settings_yaml: resolved settings.
+        provenance: who made it, where, when; by name.
+        versions: of packages, by name.
+        warnings: what a reader has to know before believing anything.
+        surrogate_likelihood: the certificate speaks of a learned likelihood.
+    """
+
+    title: str
+    case: str
+    content_key: str
+    summary: tuple[str, ...] = ()
+    observations: tuple[ObservationReport, ...] = ()
+    infer: InferSettings = InferSettings()  # noqa: RUF009 (frozen)
+    comparison: tuple[ComparisonRow, ...] = ()
+    calibration: CalibrationReport | None = None
+    phases: tuple[PhaseRow, ...] = ()
+    figures: tuple[ReportFigure, ...] = ()
+    settings_yaml: str = ""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    surrogate_likelihood: bool = False

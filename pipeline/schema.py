@@ -1,0 +1,62 @@
+"""Layout of every file in a run folder, written down once.
+
+Data file (simulations and observations share it), HDF5:
+
+    /x/<observable>     (N, *shape)   attributes: unit, role, label
+    /theta              (N, D)        where known; attributes: names, units
+    /id                 (N,) UTF-8    observations only
+    root attributes     schema, schema_version, stage, content_key, settings, inputs, provenance, ...
+
+inference.h5, netCDF-4/HDF5, one variable a name below:
+
+    posterior           one variable a parameter          (chain, draw, observation)
+    proposal            one variable a parameter, and log_q, log_joint, log_weight, log_likelihood
+                                                          (proposal_draw, observation)
+    certificate         CERTIFICATE, a value each         (observation)
+    observed_data       /x of the observations            (observation, ...)
+
+validation.h5: group `calibration`: theta_true (N, D), theta_draws (L, N, D), ranks (N, D), tarp_alpha,
+    tarp_expected_coverage, ess_fraction (N,); comparison.h5: one group a baseline: draws (S, D).
+
+The attribute `provenance` (versions, host, wall time) is the only content that may differ between two
+runs of the same settings.
+"""
+
+from __future__ import annotations
+
+SCHEMA = "elboscope"
+SCHEMA_VERSION = 1
+PROVENANCE = "provenance"
+CONTENT_KEY = "content_key"
+SETTINGS = "settings"
+INPUTS = "inputs"
+STAGE = "stage"
+
+CERTIFICATE: dict[str, str] = {
+    "log_evidence": "log p(x), importance-sampling estimate, nats",
+    "log_evidence_error": "its standard error, nats",
+    "elbo": "evidence lower bound of the q that produced the draws, nats",
+    "reconstruction": "<log p(x|theta)>_q, nats",
+    "regularization": "KL( q(theta|x) || p(theta) ), nats",
+    "kl_gap": "log_evidence - elbo = KL( q || posterior ), nats",
+    "ess_fraction": "effective sample size of the weights over the number of draws",
+    "pareto_k": "shape of the tail of the weights (PSIS)",
+    "refused": "draws whose weight was zero or not a number",
+    "likelihood_calls": "values of theta at which the likelihood was evaluated for this observation",
+    "repeated_fraction": "share of delivered draws that repeat another one",
+    "amortized_elbo": "elbo of the amortized q, nats",
+    "amortized_kl_gap": "log_evidence - amortized_elbo, nats",
+    "amortized_log_evidence": "log p(x) as estimated with the amortized q, nats",
+    "amortized_log_evidence_error": "its standard error, nats",
+    "amortized_ess_fraction": "ess_fraction of the amortized q",
+    "amortized_pareto_k": "pareto_k of the amortized q",
+}
+"""Numbers of a certificate, and what each means. Beside them stands `verdict`, one of VERDICTS."""
+
+VERDICTS: dict[str, str] = {
+    "exact": "the weights are good: the delivered draws are the posterior up to Monte Carlo error",
+    "corrected": "the network alone is off, but the weighted draws are reliable",
+    "refined": "the network was fine-tuned on this observation, and then passed",
+    "sampled": "handed to MCMC started from the network, and passed its convergence checks",
+    "failed": "none of the checks passed: the draws are delivered, but are not to be trusted",
+}

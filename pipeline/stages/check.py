@@ -1,0 +1,62 @@
+"""`elboscope check`: find mistakes in a case in seconds, before anything long is started."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.errors import InputError
+from pipeline.estimators.network import network_input
+from pipeline.progress import console
+from pipeline.rng import generator
+from pipeline.stages.run import Run
+from simulators.priors import sample
+from simulators.protocol import has_likelihood, log_likelihood
+
+ROWS = 16
+
+
+def check(run: Run) -> None:
+    """Build the simulator, draw a few simulations, weigh them, read the observation.
+
+    Raises:
+        InputError: whatever is wrong, in one line.
+    """
+    simulator = run.simulator
+    stream = generator(run.case.seed, "check")
+    theta = sample(run.proposal, ROWS, stream)
+    x = simulator.simulate(theta, None, generator=stream)
+    for o in simulator.observables:
+        if o.name not in x or tuple(x[o.name].shape) != (ROWS, *o.shape):
+            got = tuple(x[o.name].shape) if o.name in x else "nothing"
+            raise InputError(
+                f"simulator {simulator.name!r}: simulate gave {got} for {o.name!r}, expected {(ROWS, *o.shape)}"
+            )
+    features = network_input(simulator, x).features
+    if not bool(features.isfinite().all()):
+        raise InputError(f"simulator {simulator.name!r}: features of simulated data are not finite")
+    console.print(
+        f"{len(simulator.parameters)} parameters: {', '.join(f'{p.name} [{p.unit}]' if p.unit else p.name for p in simulator.parameters)}"
+    )
+    console.print(
+        f"observables: {', '.join(f'{o.name} {o.shape} [{o.unit}] {o.role}' for o in simulator.observables)}; {features.shape[1]} features"
+    )
+    if has_likelihood(simulator):
+        values = log_likelihood(simulator, theta, x)
+        if tuple(values.shape) != (ROWS,) or bool(torch.isnan(values).any()):
+            raise InputError(
+                f"simulator {simulator.name!r}: log_likelihood gave shape {tuple(values.shape)} or NaN, expected ({ROWS},)"
+            )
+        console.print(f"log_likelihood of simulations: {float(values.min()):.1f} to {float(values.max()):.1f}")
+    else:
+        console.print("no log_likelihood: objective forward_kl only, and no certificates")
+        if any(p.objective == "elbo" for p in run.case.train.scheduled()):
+            raise InputError(
+                f"train.phases: objective elbo needs log_likelihood, which simulator {simulator.name!r} has not"
+            )
+    if run.case.observation is not None:
+        data = run.observation()
+        console.print(f"observation {run.case.observation}: {len(data)} row(s): {', '.join(data.ids[:5])}")
+    console.print(
+        f"schedule: {', '.join(f'{p.objective} {p.steps} steps' for p in run.case.train.scheduled())}; device {run.device}"
+    )
+    console.print("ok")

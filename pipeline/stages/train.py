@@ -1,0 +1,109 @@
+"""Stage `train`: the schedule of phases on stored simulations, into `posterior.safetensors`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.errors import InputError
+from pipeline.estimators.network import PosteriorNetwork
+from pipeline.estimators.posterior import Posterior, new_network
+from pipeline.progress import console
+from pipeline.rng import derived_seed
+from pipeline.stages.run import Run, begin, finish
+from pipeline.stages.simulate import HELD_OUT, need_same_proposal
+from pipeline.store import open_hdf5, read_data, write_text
+from pipeline.training.data import TrainingSet, training_set
+from pipeline.training.schedule import format_history, train_schedule
+from simulators.priors import to_device
+
+VERSION = 1
+HELD_OUT_ROWS = 512
+"""Held-out simulations used for checks while training; the rest is left to `validate`."""
+
+
+def train(run: Run) -> Path:
+    """Train q(theta given x) on the simulations of this run."""
+    simulations = run.input("simulate")
+    relevant = run.relevant("seed", "simulator", "simulate", "train")
+    key = begin(run, "train", VERSION, relevant, {"simulations": simulations})
+    output = run.output("train")
+    if key is None:
+        return output
+    need_same_proposal(run, simulations)
+    _say_what_the_proposal_means(run)
+    held_out, training = load_simulations(run)
+    network = _initial_network(run, training)
+    trained = train_schedule(
+        network,
+        case=run.case,
+        simulator=run.simulator,
+        prior=to_device(run.prior, run.device),
+        training=training,
+        held_out=held_out,
+        folder=run.folder / "checkpoints",
+        key=key.key,
+    )
+    history = format_history(trained.history)
+    write_text(run.folder / "training.csv", history)
+    attributes = key.attributes() | {"history": history, "refused": trained.refused}
+    Posterior(run.case, run.simulator, network).save(output, attributes=attributes)
+    last = trained.history[-1]
+    figures = ", ".join(
+        f"{k.removeprefix('held_out_')} {last[k]:.3f}"
+        for k in ("held_out_forward_log_q", "held_out_elbo", "held_out_ess_fraction")
+        if k in last
+    )
+    if trained.refused:
+        console.print(f"train: {trained.refused} draws had no finite likelihood or prior and were left out of the ELBO")
+    return finish(run, key, f"held-out {figures}")
+
+
+def load_simulations(run: Run) -> tuple[TrainingSet, TrainingSet]:
+    """Held-out and training simulations, on the device of the run."""
+    path = run.input("simulate")
+    data = read_data(path, observables=run.simulator.observables, parameters=run.simulator.parameters)
+    if data.theta is None:
+        raise InputError(f"{path}: /theta is missing")
+    with open_hdf5(path) as file:
+        count = int(np.asarray(file.attrs[HELD_OUT]))
+    checked = min(count, HELD_OUT_ROWS)
+    parts = []
+    for part in (data.rows(0, checked), data.rows(count, len(data))):
+        assert part.theta is not None
+        parts.append(
+            training_set(run.simulator, part.theta, part.x, prior=run.prior, proposal=run.proposal, device=run.device)
+        )
+    return parts[0], parts[1]
+
+
+def _initial_network(run: Run, training: TrainingSet) -> PosteriorNetwork:
+    """A network with weights drawn from the seed, standardised on the training set."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(run.case.seed, "train-initial"))
+        network = new_network(run.case, run.simulator, training.inputs.features.shape[1])
+    network = network.to(run.device)
+    network.standardize(training.theta, training.inputs)
+    return network
+
+
+def _say_what_the_proposal_means(run: Run) -> None:
+    """A forward_kl phase under a proposal learns the proposal's posterior: never in silence."""
+    if not run.case.simulate.proposal:
+        return
+    phases = run.case.train.scheduled()
+    unweighted = [
+        i for i, p in enumerate(phases) if (p.objective == "forward_kl" or p.forward_kl_share > 0) and not p.weighted
+    ]
+    if unweighted:
+        replaced = ", ".join(run.case.simulate.proposal)
+        last = (
+            "the weights of the certificate correct it"
+            if phases[-1].objective == "forward_kl"
+            else "the ELBO phase after it targets the prior's"
+        )
+        console.print(
+            f"train: theta comes from a proposal ({replaced}): forward_kl in phase {', '.join(map(str, unweighted))} learns the proposal's posterior; {last}"
+        )

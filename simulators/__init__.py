@@ -1,0 +1,1 @@
+"""Physics models. Nothing here knows of `pipeline`."""

@@ -1,0 +1,208 @@
+"""Priors: specifications in configs, independent products, and reproducible draws.
+
+A specification is a one-key mapping from the name of a distribution to its numbers, as in YAML:
+`{normal: [1.6, 10]}`, `{uniform: [0, 1]}`. N(m, s) has standard deviation s.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Beta, Distribution, HalfNormal, LogNormal, Normal, Uniform, constraints
+from torch.distributions.transforms import Transform
+
+from simulators.protocol import Simulator
+
+PriorSpec = Mapping[str, Sequence[float] | float]
+
+
+class BetaWithQuantiles(Beta):
+    """Beta distribution with the quantile function that torch's lacks (proposals and nested samplers use it)."""
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Quantile function, by SciPy: not differentiable."""
+        from scipy.special import betaincinv
+
+        a, b, q = (v.detach().cpu().double().numpy() for v in (self.concentration1, self.concentration0, value))
+        return torch.as_tensor(betaincinv(a, b, q)).to(value)
+
+
+_FAMILIES: dict[str, tuple[Callable[..., Distribution], str]] = {
+    "normal": (Normal, "mean, standard deviation"),
+    "uniform": (Uniform, "low, high"),
+    "half_normal": (HalfNormal, "scale"),
+    "log_normal": (LogNormal, "mean and standard deviation of the logarithm"),
+    "beta": (BetaWithQuantiles, "a, b"),
+}
+
+
+def distribution_from_spec(spec: PriorSpec, what: str = "prior") -> Distribution:
+    """Build a univariate distribution, in float64.
+
+    >>> distribution_from_spec({"uniform": [0, 2]}).support
+    Interval(lower_bound=0.0, upper_bound=2.0)
+
+    Raises:
+        ValueError: unknown family, wrong count of numbers, or numbers outside their domain.
+    """
+    if not isinstance(spec, Mapping) or len(spec) != 1:
+        raise ValueError(f"{what}: expected one of {{{', '.join(_FAMILIES)}: [numbers]}}, got {spec!r}")
+    ((family, numbers),) = spec.items()
+    if family not in _FAMILIES:
+        raise ValueError(f"{what}: unknown distribution {family!r}; known: {', '.join(_FAMILIES)}")
+    build, meaning = _FAMILIES[family]
+    numbers = list(numbers) if isinstance(numbers, Sequence) else [numbers]
+    if len(numbers) != len(meaning.replace(" and ", ", ").split(", ")):
+        raise ValueError(f"{what}: {family} takes [{meaning}], got {numbers}")
+    try:
+        arguments = [torch.tensor(float(v), dtype=torch.float64) for v in numbers]
+    except (TypeError, ValueError):
+        raise ValueError(f"{what}: {family} takes numbers [{meaning}], got {numbers}") from None
+    if not all(bool(v.isfinite()) for v in arguments):
+        raise ValueError(f"{what}: {family} takes finite numbers, got {numbers}")
+    try:
+        build(*arguments, validate_args=True)
+    except ValueError as error:
+        raise ValueError(f"{what}: {family} {numbers}: {str(error).splitlines()[0]}") from None
+    return build(*arguments, validate_args=False)
+
+
+class IndependentPrior(Distribution):
+    r"""Product of univariate distributions.
+
+    $\log p(\theta) = \sum_d \log p_d(\theta_d)$, -inf outside the support.
+
+    Args:
+        marginals: D univariate distributions.
+    """
+
+    arg_constraints = {}  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+    def __init__(self, marginals: Sequence[Distribution]) -> None:
+        self.marginals = tuple(marginals)
+        super().__init__(torch.Size(), torch.Size([len(self.marginals)]), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.cat(
+            [constraints.independent(m.support, 0) for m in self.marginals], dim=-1, lengths=[1] * len(self.marginals)
+        )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(theta), (..., D) -> (...)."""
+        total = torch.zeros(value.shape[:-1], dtype=value.dtype, device=value.device)
+        for marginal, component in zip(self.marginals, value.unbind(-1), strict=True):
+            inside = in_support(marginal, component)
+            safe = torch.where(inside, component, _interior_point(marginal).to(component))
+            total = total + torch.where(inside, marginal.log_prob(safe), -torch.inf)
+        return total
+
+    def sample(self, sample_shape: torch.Size | Sequence[int] = torch.Size()) -> Tensor:
+        """Draws, (*sample_shape, D)."""
+        return torch.stack([m.sample(torch.Size(sample_shape)) for m in self.marginals], dim=-1)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Quantile function of every component, (..., D) -> (..., D)."""
+        return torch.stack([m.icdf(v) for m, v in zip(self.marginals, value.unbind(-1), strict=True)], dim=-1)
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.stack([m.mean for m in self.marginals])
+
+    @property
+    def stddev(self) -> Tensor:
+        return torch.stack([m.stddev for m in self.marginals])
+
+
+def in_support(distribution: Distribution, value: Tensor) -> Tensor:
+    """Whether each value lies in the support of a univariate distribution."""
+    support: Any = distribution.support
+    return support.check(value)
+
+
+def _interior_point(marginal: Distribution) -> Tensor:
+    """A point inside the support, so that log_prob outside it is never evaluated."""
+    return marginal.mean
+
+
+def prior_of(simulator: Simulator) -> Distribution:
+    """The simulator's joint prior, or the product of its parameters' priors.
+
+    Raises:
+        ValueError: a parameter has no prior and the simulator declares no joint one.
+    """
+    joint = getattr(simulator, "prior", None)
+    if joint is not None:
+        return joint
+    missing = [p.name for p in simulator.parameters if p.prior is None]
+    if missing:
+        raise ValueError(f"simulator {simulator.name!r}: no prior for {', '.join(missing)} and no joint `prior`")
+    return IndependentPrior([p.prior for p in simulator.parameters if p.prior is not None])
+
+
+def proposal_of(simulator: Simulator, specs: Mapping[str, PriorSpec]) -> Distribution:
+    """The distribution from which theta is drawn for training: the prior, some components replaced.
+
+    Raises:
+        ValueError: unknown parameter, joint prior, or a proposal that reaches outside the prior's support.
+    """
+    prior = prior_of(simulator)
+    if not specs:
+        return prior
+    if not isinstance(prior, IndependentPrior):
+        raise ValueError(
+            f"simulator {simulator.name!r} has a joint prior: simulate.proposal cannot replace single components"
+        )
+    names = [p.name for p in simulator.parameters]
+    unknown = [n for n in specs if n not in names]
+    if unknown:
+        raise ValueError(f"simulate.proposal: no parameter {unknown[0]!r}; parameters: {', '.join(names)}")
+    marginals = list(prior.marginals)
+    for name, spec in specs.items():
+        index = names.index(name)
+        proposal = distribution_from_spec(spec, f"simulate.proposal.{name}")
+        probe = proposal.icdf(torch.tensor([0.001, 0.5, 0.999], dtype=torch.float64))
+        if not bool(in_support(marginals[index], probe).all()):
+            raise ValueError(f"simulate.proposal.{name}: reaches outside the support of the prior")
+        marginals[index] = proposal
+    return IndependentPrior(marginals)
+
+
+def sample(distribution: Distribution, count: int, generator: torch.Generator) -> Tensor:
+    """`count` draws that depend on the generator alone, on its device.
+
+    torch.distributions draw from the global generator of the CPU; it is seeded from ours and then restored.
+    A generator of a GPU gives other numbers than one of the CPU from the same seed.
+    """
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU too, for good
+        return distribution.sample((count,)).to(generator.device)
+
+
+def to_device(distribution: Distribution, device: torch.device | str) -> Distribution:
+    """A copy with every tensor on `device`."""
+    return _moved(distribution, device)
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    """Tensors, and distributions and transforms that hold tensors, on `device`; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, (list, tuple)) and any(isinstance(v, (Tensor, Distribution, Transform)) for v in value):
+        return type(value)(_moved(v, device) for v in value)
+    if not isinstance(value, (Distribution, Transform)):
+        return value
+    moved = copy.copy(value)
+    for key, member in vars(value).items():
+        if key == "_inv" and type(value).__name__ != "_InverseTransform":
+            moved.__dict__[key] = (
+                None  # a transform's cached link to its inverse, which would lead back to the original
+            )
+        else:
+            moved.__dict__[key] = _moved(member, device)
+    return moved

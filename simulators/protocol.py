@@ -1,0 +1,209 @@
+"""What a simulator is: parameters, observables, `simulate`, and what it may offer beyond that.
+
+A simulator is any object with the attributes of :class:`Simulator`. No base class is needed. What is
+optional (`log_likelihood`, `features`, `pilot`, `model_curve`, `read_observation`) is looked up by name; the
+functions at the end of this file say whether it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from simulators.units import check_unit
+
+Data = dict[str, Tensor]
+"""x: one array an observable, each of shape (N, *observable.shape)."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One component of theta.
+
+    Attributes:
+        name: identifier used in files and on the command line.
+        prior: univariate torch distribution, or None where the simulator declares a joint `prior`.
+        unit: astropy unit string; "" is dimensionless.
+        label: LaTeX for plots; the name where empty.
+    """
+
+    name: str
+    prior: Distribution | None = None
+    unit: str = ""
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ValueError(f"parameter name {self.name!r}: expected an identifier such as 'mass_1'")
+        check_unit(self.unit, f"parameter {self.name!r}")
+
+
+@dataclass(frozen=True)
+class Observable:
+    """One named array of x.
+
+    Attributes:
+        name: identifier; the dataset is `/x/<name>`.
+        shape: shape for one observation, without the leading N.
+        unit: astropy unit string; "" is dimensionless.
+        role: `data` is random given theta; `context` is known before the observation (times, error
+            bars, masks, PSDs) and is never predicted.
+        dtype: dtype in files, `float32` or `float64`.
+        label: LaTeX for plots; the name where empty.
+        against: the context observable that is this one's abscissa in plots, if any.
+        error: the context observable that is this one's 1-sigma error, if any.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    unit: str = ""
+    role: Literal["data", "context"] = "data"
+    dtype: Literal["float32", "float64"] = "float64"
+    label: str = ""
+    against: str | None = None
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ValueError(f"observable name {self.name!r}: expected an identifier such as 'velocity'")
+        if self.role not in ("data", "context"):
+            raise ValueError(f"observable {self.name!r}: role must be 'data' or 'context', got {self.role!r}")
+        check_unit(self.unit, f"observable {self.name!r}")
+
+
+@runtime_checkable
+class Simulator(Protocol):
+    """The contract between a physics model and the pipeline.
+
+    Shapes: N rows (observations), D parameters. theta is (..., N, D): leading dimensions are draws.
+    Every method runs on the device and in the dtype of theta.
+
+    Optional members, used where present:
+
+    - `prior`: a joint `Distribution` with event shape (D,), where parameters are not independent.
+    - `log_likelihood(theta, x) -> Tensor`: log p(x given theta), every normalisation constant kept;
+      theta (..., N, D) against x of N rows gives (..., N); differentiable where physics allows.
+    - `features(x) -> Tensor`: (N, F), fixed physics-informed inputs of the network (default: every
+      observable, flattened and concatenated).
+    - `pilot(x) -> tuple[Tensor, Tensor]`: a crude guess of each posterior, location (N, D) and scale
+      (N, D) > 0, on the unconstrained space u = biject_to(prior.support).inv(theta): a least-squares fit
+      and its errors, say. The flow describes u in units of it, so that a posterior that is narrow against
+      its prior costs the network nothing. Any guess is valid: q stays a normalised density.
+    - `model_curve(theta, x, grid) -> Tensor`: noise-free prediction of the first data observable for
+      ONE observation: theta (K, D), x of one row, grid (G,) of its abscissa, gives (K, G).
+    - `read_observation(path) -> tuple[Data, list[str]]`: an observed file of this kind as x of N rows
+      and their N identifiers.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]: ...
+
+    @property
+    def observables(self) -> tuple[Observable, ...]: ...
+
+    def simulate(
+        self, theta: Tensor, context: Mapping[str, Tensor] | None = None, *, generator: torch.Generator
+    ) -> Data:
+        """Draw x given theta.
+
+        Args:
+            theta: (N, D).
+            context: the observing conditions, (N, ...) each; None draws them from the simulator's own
+                design distribution.
+            generator: the only source of random numbers, on the device of theta.
+
+        Returns:
+            every observable, context included, (N, ...) each.
+        """
+        ...
+
+
+def _optional(simulator: Simulator, name: str) -> Any:
+    """A method that the contract does not ask for, or None."""
+    member = getattr(simulator, name, None)
+    return member if callable(member) else None
+
+
+def has_likelihood(simulator: Simulator) -> bool:
+    """Whether log p(x given theta) is tractable."""
+    return _optional(simulator, "log_likelihood") is not None
+
+
+def log_likelihood(simulator: Simulator, theta: Tensor, x: Mapping[str, Tensor]) -> Tensor:
+    """The simulator's log p(x given theta), theta (..., N, D) -> (..., N).
+
+    Raises:
+        ValueError: it has none.
+    """
+    density = _optional(simulator, "log_likelihood")
+    if density is None:
+        raise ValueError(f"simulator {simulator.name!r} has no log_likelihood")
+    return density(theta, x)
+
+
+def parameter_names(simulator: Simulator) -> tuple[str, ...]:
+    """Names of the components of theta, in order."""
+    return tuple(p.name for p in simulator.parameters)
+
+
+def data_observables(simulator: Simulator) -> tuple[Observable, ...]:
+    """Observables with role `data`, in order."""
+    return tuple(o for o in simulator.observables if o.role == "data")
+
+
+def context_of(simulator: Simulator, x: Mapping[str, Tensor]) -> Data:
+    """The part of x that is observing conditions."""
+    return {o.name: x[o.name] for o in simulator.observables if o.role == "context"}
+
+
+def network_features(simulator: Simulator, x: Mapping[str, Tensor]) -> Tensor:
+    """Inputs of the network, (N, F): the simulator's `features`, or every observable flattened."""
+    features = _optional(simulator, "features")
+    if features is not None:
+        return features(x)
+    return torch.cat([x[o.name].flatten(1) for o in simulator.observables], dim=1)
+
+
+def pilot_of(simulator: Simulator, x: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """The simulator's `pilot` of x, if it offers one.
+
+    Raises:
+        ValueError: the guess has the wrong shape, is not finite, or a scale is not positive.
+    """
+    pilot = _optional(simulator, "pilot")
+    if pilot is None:
+        return None
+    location, scale = pilot(x)
+    expected = (len(next(iter(x.values()))), len(simulator.parameters))
+    if tuple(location.shape) != expected or tuple(scale.shape) != expected:
+        raise ValueError(
+            f"simulator {simulator.name!r}: pilot must give two tensors {expected}, got {tuple(location.shape)}, {tuple(scale.shape)}"
+        )
+    if not bool((location.isfinite() & scale.isfinite() & (scale > 0)).all()):
+        raise ValueError(
+            f"simulator {simulator.name!r}: pilot gave values that are not finite, or a scale that is not positive"
+        )
+    return location, scale
+
+
+def read_observation(simulator: Simulator, path: Path) -> tuple[Data, list[str]]:
+    """Read a foreign observed file through the simulator.
+
+    Raises:
+        ValueError: the simulator reads no foreign files.
+    """
+    reader = _optional(simulator, "read_observation")
+    if reader is None:
+        raise ValueError(
+            f"{path}: not an Elboscope data file, and simulator {simulator.name!r} has no read_observation for other formats"
+        )
+    return reader(path)

@@ -1,0 +1,36 @@
+"""Units as strings, understood by astropy. Imported lazily: astropy costs start-up time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def check_unit(unit: str, what: str) -> None:
+    """Raise ValueError if `unit` is not an astropy unit string; "" is dimensionless."""
+    if unit == "":
+        return
+    from astropy import units
+
+    try:
+        units.Unit(unit)
+    except ValueError as error:
+        raise ValueError(f"{what}: {unit!r} is not an astropy unit string ({error})") from None
+
+
+def conversion_factor(unit_from: str, unit_to: str, what: str) -> float:
+    """Factor by which values in `unit_from` are multiplied to be in `unit_to`.
+
+    >>> conversion_factor("km / s", "m / s", "velocity")
+    1000.0
+
+    Raises:
+        ValueError: the units are not of the same physical kind, or related by more than a factor.
+    """
+    from astropy import units
+
+    check_unit(unit_from, what)
+    try:
+        factor: Any = units.Unit(unit_from).to(units.Unit(unit_to))
+        return float(factor)
+    except units.UnitConversionError:
+        raise ValueError(f"{what}: unit {unit_from!r} cannot be converted to {unit_to!r}") from None

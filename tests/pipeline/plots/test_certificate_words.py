@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pipeline.config import InferSettings
+from pipeline.plots.certificate_words import FOLDED, MEANING, certificate_lines
+from pipeline.schema import CERTIFICATE
+
+
+def by_name(certificate):
+    return {line.name: line for line in certificate_lines(certificate, InferSettings())}
+
+
+def test_every_number_of_the_schema_has_words(good):
+    assert set(MEANING) == set(CERTIFICATE)
+    assert set(by_name(good)) == set(CERTIFICATE) - FOLDED
+
+
+def test_units_and_digits(good):
+    lines = by_name(good)
+    assert lines["log_evidence"].value == "−103.3491 ± 0.0011 nats"
+    assert lines["elbo"].value == "−103.3921 nats"
+    assert lines["kl_gap"].value == "0.043 nats"
+    assert lines["ess_fraction"].value == "91.0 %"
+    assert lines["pareto_k"].value == "0.21"
+
+
+def test_good_numbers_pass(good):
+    lines = by_name(good)
+    assert not [line for line in lines.values() if line.mark == "fail"]
+    assert "as 'exact' asks" in lines["ess_fraction"].judgement
+    assert "9,400 effective draws" in lines["amortized_ess_fraction"].judgement
+    assert "0.4 combined standard errors" in lines["amortized_log_evidence"].judgement
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "failing"),
+    [
+        ("ess_fraction", 0.001, "ess_fraction"),
+        ("pareto_k", 1.1, "pareto_k"),
+        ("pareto_k", 1.1, "log_evidence"),
+        ("elbo", -100.0, "elbo"),
+        ("elbo", math.nan, "elbo"),
+        ("log_evidence", -math.inf, "log_evidence"),
+    ],
+)
+def test_bad_numbers_fail(name, value, failing, good):
+    assert by_name(good | {name: value})[failing].mark == "fail"
+
+
+def test_a_bad_amortized_q_is_information_and_no_failure(good):
+    lines = by_name(good | {"amortized_ess_fraction": 0.001, "amortized_pareto_k": 2.0})
+    assert lines["amortized_ess_fraction"].mark == lines["amortized_pareto_k"].mark == "info"
+
+
+def test_thresholds_are_the_settings(good):
+    line = certificate_lines(good, InferSettings(exact_ess_fraction=0.95))
+    assert "asks for 400" in next(li for li in line if li.name == "ess_fraction").judgement
+
+
+def test_missing_numbers_are_left_out():
+    assert set(by_name({"elbo": -1.0})) == {"elbo"}

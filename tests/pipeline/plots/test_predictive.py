@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.plots.predictive import plot_predictive
+
+RNG = np.random.default_rng(1)
+TIME = RNG.random(20)
+OBSERVED = 3 * TIME
+GRID = np.linspace(0, 1, 50)
+CURVES = (3 + 0.1 * RNG.standard_normal((200, 1))) * GRID
+REPLICATED = 3 * TIME + RNG.standard_normal((200, 20))
+
+
+def test_residuals_are_taken_from_the_model_s_median():
+    figure = plot_predictive(
+        TIME,
+        OBSERVED,
+        error=np.full(20, 0.1),
+        replicated=REPLICATED,
+        grid=GRID,
+        curves=CURVES,
+        abscissa_label="time [d]",
+        data_label="velocity [m/s]",
+    )
+    top, bottom = figure.axes
+    assert (top.get_ylabel(), bottom.get_xlabel(), bottom.get_ylabel()) == (
+        "velocity [m/s]",
+        "time [d]",
+        "residual [m/s]",
+    )
+    residual = np.asarray(bottom.get_lines()[0].get_ydata(), dtype=float)
+    assert len(residual) == 20
+    assert np.abs(residual).max() < 0.05
+    assert [t.get_text() for t in top.get_legend().get_texts()] == ["model, 95 %", "model, 68 %", "observed"]
+
+
+@pytest.mark.parametrize("size", [20, 100])
+def test_replicated_data_alone_are_enough(size):
+    time = np.linspace(0, 1, size)
+    figure = plot_predictive(time, time, replicated=time + RNG.standard_normal((100, size)))
+    assert figure.axes[1].get_xlabel() == "data point"
+
+
+def test_bad_input_is_explained():
+    with pytest.raises(InputError, match="give `replicated`, or both `grid` and `curves`"):
+        plot_predictive(TIME, OBSERVED, grid=GRID)
+    with pytest.raises(InputError, match=r"expected replicated \(K, 20\)"):
+        plot_predictive(TIME, OBSERVED, replicated=REPLICATED[:, :3])
+    with pytest.raises(InputError, match=r"expected curves \(K, 50\)"):
+        plot_predictive(TIME, OBSERVED, grid=GRID, curves=CURVES[:, :3])
+    with pytest.raises(InputError, match="data and errors"):
+        plot_predictive(TIME, OBSERVED[:3], replicated=REPLICATED)

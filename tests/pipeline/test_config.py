@@ -1,0 +1,384 @@
+"""Settings: every case loads, every mistake is one line that helps, every field is read somewhere."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config import (
+    CaseSettings,
+    PhaseSettings,
+    SimulatorSettings,
+    TrainSettings,
+    _model_in,
+    build_simulator,
+    case_from_values,
+    json_schema,
+    load_case,
+    override_values,
+)
+from pipeline.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+CASES = sorted((ROOT / "configs").glob("*.yaml"))
+LEAST = {"simulator": {"name": "linear_gaussian"}}
+
+
+def written(folder: Path, values: Any, name: str = "case.yaml") -> Path:
+    path = folder / name
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return path
+
+
+def message_of(values: Any, *overrides: str, folder: Path) -> str:
+    """The one line with which a case is refused, without the file's name."""
+    path = written(folder, values)
+    with pytest.raises(InputError) as error:
+        load_case(path, overrides)
+    text = str(error.value)
+    assert "\n" not in text
+    return text.removeprefix(f"{path}: ")
+
+
+def blocks(
+    model: type[BaseModel] = CaseSettings, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], type[BaseModel]]]:
+    """Every block of settings with its place in the YAML, depth first."""
+    yield path, model
+    for name, field in model.model_fields.items():
+        inner = _model_in(field.annotation)
+        if inner is not None:
+            here = (*path, field.alias or name)
+            yield from blocks(inner, (*here, "0") if inner is PhaseSettings else here)
+
+
+# ------------------------------------------------------------ the cases that ship
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda p: p.name)
+def test_every_case_loads_builds_and_survives_a_round_trip(path: Path) -> None:
+    case = load_case(path)
+    assert case.name == path.stem
+    simulator = build_simulator(case.simulator)
+    names = {p.name for p in simulator.parameters}
+    assert set(case.simulate.proposal) <= names
+    assert case.observation is None or case.observation.is_file()
+    assert case_from_values(json.loads(json.dumps(case.dump())), "stored") == case
+
+
+def test_there_are_cases() -> None:
+    assert CASES
+
+
+# ------------------------------------------------------------ unknown keys
+
+
+@pytest.mark.parametrize(
+    ("path", "model"), list(blocks()), ids=lambda v: ".".join(v) or "top" if isinstance(v, tuple) else ""
+)
+def test_an_unknown_key_names_the_nearest_at_every_depth(
+    path: tuple[str, ...], model: type[BaseModel], tmp_path: Path
+) -> None:
+    known = [field.alias or name for name, field in model.model_fields.items()]
+    for key in (known[0], known[-1]):
+        wrong = key[:-1] + "zq"
+        values: dict[str, Any] = {
+            "simulator": {"name": "linear_gaussian"},
+            "train": {"phases": [{"objective": "elbo", "steps": 5}]},
+        }
+        node: Any = values
+        for part in path:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node[wrong] = 1
+        where = ".".join((*path, ""))
+        assert message_of(values, folder=tmp_path).startswith(
+            f"unknown key '{where}{wrong}'; did you mean '{where}{key}'?"
+        )
+
+
+def test_an_unknown_key_like_nothing_lists_what_is_known(tmp_path: Path) -> None:
+    message = message_of(LEAST | {"infer": {"xyzzy": 1}}, folder=tmp_path)
+    assert message.startswith("unknown key 'infer.xyzzy'; known here: draws, proposals, refine, ")
+
+
+def test_the_block_validate_is_known_by_both_names(tmp_path: Path) -> None:
+    """`validate` in YAML, `validation` in Python, where the other is a method of pydantic's."""
+    assert load_case(written(tmp_path, LEAST | {"validate": {"draws": 7}})).validation.draws == 7
+    for name in ("validate", "validation"):
+        assert "did you mean" in message_of(LEAST | {name: {"drawz": 7}}, folder=tmp_path)
+
+
+# ------------------------------------------------------------ wrong values
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": {"steps": 0}}, "train.steps: Input should be greater than 0, got 0"),
+        ({"train": {"gradient_clip": "much"}}, "train.gradient_clip: Input should be a valid number, .*, got 'much'"),
+        ({"train": {"phases": []}}, "train.phases: Tuple should have at least 1 item"),
+        ({"train": {"phases": [{"steps": 5}]}}, "'train.phases.0.objective' is required"),
+        (
+            {"train": {"phases": [{"objective": "elbow", "steps": 5}]}},
+            "train.phases.0.objective: Input should be 'elbo' or 'forward_kl', got 'elbow'",
+        ),
+        ({"train": 5}, "train: Input should be a valid dictionary .*, got 5"),
+        ({"simulator": {"options": {}}}, "'simulator.name' is required"),
+        (
+            {"infer": {"draws": 3000, "proposals": 20000}},
+            r"infer.proposals \(20000\) must be at least ten times infer.draws \(3000\)",
+        ),
+        (
+            {"infer": {"refine": {"amortized_share": 1.5}}},
+            "infer.refine.amortized_share: .* less than or equal to 1, got 1.5",
+        ),
+        ({"device": "gpu"}, "device: Input should be 'auto', 'cpu' or 'cuda', got 'gpu'"),
+        ({"seed": -1, "threads": -1}, r"seed: .*, got -1 \(and 1 more\)"),
+        ({3: 4}, "3: Keys should be strings"),
+    ],
+)
+def test_a_wrong_value_is_one_line(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    assert re.match(message, message_of(LEAST | change, folder=tmp_path))
+
+
+def test_a_case_without_a_simulator_is_refused(tmp_path: Path) -> None:
+    assert message_of({"seed": 1}, folder=tmp_path) == "'simulator' is required"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1, 2", "not valid YAML at line 1, column 9: expected ',' or ']'"),
+        ("simulator: {name: x}\n  seed: 3", "not valid YAML at line 2, column 3: expected <block end>"),
+        ("a: \x00", "not valid YAML: unacceptable character #x0000"),
+        ("- 1\n- 2", "expected a mapping of settings, got list"),
+        ("", "expected a mapping of settings, got NoneType"),
+        (
+            "a: !!python/object/apply:os.getcwd []",
+            "not valid YAML at line 1, column 4: could not determine a constructor",
+        ),
+    ],
+)
+def test_a_file_that_is_no_case_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+    assert message_of(text, folder=tmp_path).startswith(message)
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x80")
+    for path, message in (
+        (tmp_path / "none.yaml", "No such file"),
+        (tmp_path, "Is a directory"),
+        (binary, "not UTF-8 text"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            load_case(path)
+        assert str(error.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "linear_gausian"}, "simulator: unknown simulator 'linear_gausian'; did you mean 'linear_gaussian'"),
+        ({"name": "linear_gaussian", "options": {"dimensions": 3}}, "no option 'dimensions'; did you mean 'dimension'"),
+        ({"name": "linear_gaussian", "options": {"dimension": 0}}, "dimension and size must be at least 1"),
+        ({"name": "Mine", "path": "/nowhere/mine.py"}, "no file /nowhere/mine.py"),
+    ],
+)
+def test_a_simulator_that_cannot_be_built_is_bad_input(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build_simulator(SimulatorSettings(**settings))
+
+
+# ------------------------------------------------------------ overrides
+
+
+def overridden(*overrides: str, values: dict[str, Any] | None = None) -> CaseSettings:
+    start = json.loads(json.dumps(values or LEAST))
+    return case_from_values(override_values(start, overrides), "test")
+
+
+def test_overrides_reach_every_depth_and_make_what_is_missing() -> None:
+    case = overridden(
+        "seed=7", "train.steps=500", "infer.refine.when=never", "compare.emcee.enabled=false", "validate.draws=9"
+    )
+    assert (case.seed, case.train.steps, case.infer.refine.when) == (7, 500, "never")
+    assert case.compare.emcee.enabled is False
+    assert case.validation.draws == 9
+
+
+def test_overrides_reach_into_lists() -> None:
+    phases = {"train": {"phases": [{"objective": "elbo", "steps": 5}, {"objective": "forward_kl", "steps": 6}]}}
+    case = overridden("train.phases.1.steps=60", "train.phases.0.objective=forward_kl", values=LEAST | phases)
+    assert [(p.objective, p.steps) for p in case.train.phases] == [("forward_kl", 5), ("forward_kl", 60)]
+    case = overridden("train.phases=[{objective: elbo, steps: 3, learning_rate: 1e-4}]")
+    assert case.train.phases == (PhaseSettings(objective="elbo", steps=3, learning_rate=1e-4),)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("2.5E2", 250.0), ("3", 3.0), ("1_000", 1000.0)])
+def test_numbers_are_numbers_as_people_write_them(text: str, value: float) -> None:
+    """YAML 1.1 reads 1e-3 as text."""
+    assert overridden(f"train.gradient_clip={text}").train.gradient_clip == value
+    assert overridden(f"simulator.options.noise_scale={text}").simulator.options == {"noise_scale": value}
+
+
+def test_values_may_hold_equal_signs_and_be_null_or_text() -> None:
+    assert overridden("title=a = b").title == "a = b"
+    assert overridden("train.steps=null", values=LEAST | {"train": {"steps": 5}}).train.steps is None
+    assert overridden("simulator.options.name=a.b").simulator.options == {"name": "a.b"}
+
+
+def test_a_later_override_wins_and_a_null_block_is_filled() -> None:
+    assert overridden("seed=2", "seed=3").seed == 3
+    assert overridden("train.steps=4", values=LEAST | {"train": None}).train.steps == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps", "--set train.steps: expected key=value, such as train.steps=500"),
+        ("=5", "--set =5: expected key=value"),
+        ("seed.more=5", "--set seed.more=5: seed is a single value and has no keys"),
+        ("train.phases.2.steps=5", "--set train.phases.2.steps=5: train.phases has entries 0 to 0, not '2'"),
+        ("train.phases.first.steps=5", "train.phases has entries 0 to 0, not 'first'"),
+        ("train.phases.-1.steps=5", "train.phases has entries 0 to 0, not '-1'"),
+        ("seed=[1", "--set seed=[1: the value is not valid YAML"),
+        ("train.stpes=500", "unknown key 'train.stpes'; did you mean 'train.steps'?"),
+        ("train.steps=many", "train.steps: Input should be a valid integer"),
+    ],
+)
+def test_a_bad_override_is_one_line(override: str, message: str, tmp_path: Path) -> None:
+    values = LEAST | {"seed": 1, "train": {"phases": [{"objective": "elbo", "steps": 5}]}}
+    assert message in message_of(values, override, folder=tmp_path)
+
+
+# ------------------------------------------------------------ paths and names
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    options = {
+        "design": {"observation": "../data/a.h5", "note": "../data/a.h5"},
+        "stars": [{"path": "b.csv"}],
+        "path": "/absolute/c.csv",
+    }
+    values = {"observation": "../data/a.h5", "simulator": {"name": "Mine", "path": "mine.py", "options": options}}
+    case = load_case(written(folder, values))
+    assert case.observation == tmp_path / "data/a.h5"
+    assert case.simulator.path == folder / "mine.py"
+    assert case.simulator.options == {
+        "design": {"observation": str(tmp_path / "data/a.h5"), "note": "../data/a.h5"},
+        "stars": [{"path": str(folder / "b.csv")}],
+        "path": "/absolute/c.csv",
+    }
+    assert load_case(written(folder, values), ["observation=here.h5"]).observation == folder / "here.h5"
+
+
+def test_a_case_is_named_after_its_file_unless_it_has_a_name(tmp_path: Path) -> None:
+    assert load_case(written(tmp_path, LEAST, "star.yaml")).name == "star"
+    assert load_case(written(tmp_path, LEAST | {"name": "sun"}, "star.yaml")).name == "sun"
+    assert load_case(written(tmp_path, LEAST, "star.yaml"), ["name=moon"]).name == "moon"
+
+
+# ------------------------------------------------------------ the models themselves
+
+
+@pytest.mark.parametrize(
+    ("path", "model"), list(blocks()), ids=lambda v: ".".join(v) or "top" if isinstance(v, tuple) else ""
+)
+def test_settings_are_frozen(path: tuple[str, ...], model: type[BaseModel]) -> None:
+    instance: Any = CaseSettings.model_validate(LEAST)
+    for part in path:
+        instance = (
+            instance[int(part)] if part.isdigit() else getattr(instance, "validation" if part == "validate" else part)
+        )
+    assert isinstance(instance, model)
+    name = next(iter(model.model_fields))
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(instance, name, getattr(instance, name))
+
+
+def test_dump_is_by_the_names_of_yaml_and_by_block() -> None:
+    case = CaseSettings.model_validate(LEAST)
+    assert "validate" in case.dump()
+    assert "validation" not in case.dump()
+    assert set(case.dump("seed", "validate")) == {"seed", "validate"}
+    json.dumps(case.dump())
+
+
+def phases(*steps: int) -> tuple[PhaseSettings, ...]:
+    return tuple(PhaseSettings(objective="elbo", steps=n) for n in steps)
+
+
+@pytest.mark.parametrize(
+    ("given", "total", "expected"),
+    [
+        ((6000, 1000), None, (6000, 1000)),
+        ((6000, 1000), 700, (600, 100)),
+        ((6000, 1000), 14_000, (12_000, 2000)),
+        ((1, 1, 1), 10, (3, 4, 3)),
+        ((1000, 1000, 1000, 1), 50, (17, 16, 17, 1)),  # none is left out
+    ],
+)
+def test_steps_are_shared_among_the_phases(
+    given: tuple[int, ...], total: int | None, expected: tuple[int, ...]
+) -> None:
+    scheduled = TrainSettings(phases=phases(*given), steps=total).scheduled()
+    assert tuple(p.steps for p in scheduled) == expected
+    assert all(p.objective == "elbo" for p in scheduled)
+
+
+def test_shared_steps_add_up() -> None:
+    for total in range(7, 60):
+        for given in ((3, 5, 7), (1, 2, 3, 4), (6000, 1000)):
+            steps = [p.steps for p in TrainSettings(phases=phases(*given), steps=total).scheduled()]
+            assert sum(steps) == total
+            assert all(abs(n - g * total / sum(given)) <= 1 for n, g in zip(steps, given, strict=True))
+
+
+def test_json_schema_is_what_an_editor_needs() -> None:
+    schema = json.loads(json.dumps(json_schema()))
+    assert "validate" in schema["properties"]
+    assert "validation" not in schema["properties"]
+    assert schema["required"] == ["simulator"]
+    assert schema["properties"]["seed"]["description"]
+    names = {model.__name__ for _, model in blocks()} - {"CaseSettings"}
+    assert names <= set(schema["$defs"])
+    for definition in (schema, *schema["$defs"].values()):
+        assert definition["additionalProperties"] is False
+    assert schema["$defs"]["PhaseSettings"]["properties"]["objective"]["enum"] == ["elbo", "forward_kl"]
+
+
+# ------------------------------------------------------------ every field is read
+
+
+def attributes_read() -> set[str]:
+    """Names that the code reads as attributes; in config.py outside its classes only."""
+    found: set[str] = set()
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        parts = [n for n in tree.body if not isinstance(n, ast.ClassDef)] if path.name == "config.py" else tree.body
+        for part in parts:
+            found |= {n.attr for n in ast.walk(part) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
+    return found
+
+
+def test_every_field_is_read_somewhere() -> None:
+    read = attributes_read()
+    unread = [".".join((*path, name)) for path, model in blocks() for name in model.model_fields if name not in read]
+    assert unread == []
+
+
+def test_the_schema_for_editors_is_that_of_the_settings(root: Path) -> None:
+    """`elboscope schema --out configs/case.schema.json` after a change of settings."""
+    stored = json.loads((root / "configs/case.schema.json").read_text(encoding="utf-8"))
+    assert stored == json.loads(json.dumps(json_schema()))

@@ -1,0 +1,102 @@
+"""Batches are a function of (seed, step); a training set is what the network reads of the simulations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from pipeline.estimators.network import network_input
+from pipeline.training.data import Batches, TrainingSet, training_set
+from simulators.linear_gaussian import LinearGaussian
+from simulators.priors import IndependentPrior, prior_of
+
+CPU = torch.device("cpu")
+
+
+def batches(rows: int = 24, batch: int = 6, *, seed: int = 1, stage: str = "train-0") -> Batches:
+    return Batches(rows, batch, seed=seed, stage=stage, device=CPU)
+
+
+def epoch(source: Batches, number: int) -> Tensor:
+    steps = range(number * source.per_epoch, (number + 1) * source.per_epoch)
+    return torch.cat([source[step] for step in steps])
+
+
+def test_every_row_comes_once_an_epoch_in_an_order_of_its_own() -> None:
+    source = batches()
+    assert source.per_epoch == 4
+    orders = [epoch(source, e) for e in range(3)]
+    for order in orders:
+        assert order.sort().values.tolist() == list(range(24))
+        assert order.tolist() != list(range(24))
+    assert not torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[1], orders[2])
+
+
+def test_no_row_comes_twice_where_the_batch_does_not_divide_the_rows() -> None:
+    source = batches(25, 6)
+    for e in range(5):
+        assert len(epoch(source, e).unique()) == 24
+    assert torch.cat([epoch(source, e) for e in range(20)]).unique().numel() == 25  # none is left out for ever
+
+
+def test_a_batch_is_no_larger_than_the_set() -> None:
+    source = batches(5, 100)
+    assert source[0].sort().values.tolist() == [0, 1, 2, 3, 4]
+    assert len(source[7]) == 5
+
+
+def test_a_step_gives_the_same_rows_in_whatever_order_steps_are_asked_for() -> None:
+    forwards, backwards = batches(), batches()
+    expected = {step: forwards[step] for step in range(12)}
+    for step in reversed(range(12)):
+        assert torch.equal(backwards[step], expected[step])
+    assert torch.equal(batches()[9], expected[9])  # as a resumed run asks
+
+
+def test_seed_and_stage_decide_and_nothing_else_does() -> None:
+    torch.manual_seed(0)
+    one = epoch(batches(), 0)
+    torch.manual_seed(1)
+    assert torch.equal(epoch(batches(), 0), one)
+    assert not torch.equal(epoch(batches(seed=2), 0), one)
+    assert not torch.equal(epoch(batches(stage="train-1"), 0), one)
+
+
+def simulations(count: int = 50) -> tuple[LinearGaussian, TrainingSet, dict[str, Tensor], Tensor]:
+    simulator = LinearGaussian(dimension=2)
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(count, 2, generator=generator, dtype=torch.float64)
+    x = simulator.simulate(theta, generator=generator)
+    wide = IndependentPrior([Normal(torch.tensor(0.0).double(), torch.tensor(3.0).double())] * 2)
+    prepared = training_set(simulator, theta.float(), x, prior=prior_of(simulator), proposal=wide, device=CPU, block=16)
+    return simulator, prepared, x, theta
+
+
+def test_training_set_is_what_the_network_reads_whatever_the_block() -> None:
+    simulator, prepared, x, theta = simulations()
+    assert len(prepared) == 50
+    assert prepared.theta.dtype == torch.float64
+    torch.testing.assert_close(prepared.theta, theta, rtol=1e-6, atol=1e-6)
+    for value, expected in zip(prepared.inputs, network_input(simulator, x), strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_importance_is_prior_over_proposal() -> None:
+    """log N(theta; 0, 1) - log N(theta; 0, 3), summed over two parameters."""
+    _, prepared, _, _ = simulations()
+    expected = -0.5 * (1 - 1 / 9) * prepared.theta.square().sum(-1) + 2 * torch.tensor(3.0).double().log()
+    torch.testing.assert_close(prepared.log_importance, expected)
+
+
+def test_rows_of_a_training_set_stay_together() -> None:
+    _, prepared, x, _ = simulations()
+    index = torch.tensor([40, 3, 17])
+    rows = prepared.rows(index)
+    assert len(rows) == 3
+    assert torch.equal(rows.theta, prepared.theta[index])
+    assert torch.equal(rows.x["x"], x["x"][index])
+    assert torch.equal(rows.inputs.features, prepared.inputs.features[index])
+    assert torch.equal(rows.log_importance, prepared.log_importance[index])
+    assert len(prepared.rows(slice(10, 30))) == 20
