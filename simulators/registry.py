@@ -17,6 +17,16 @@ from simulators.protocol import Simulator
 BUILT_IN: dict[str, str] = {
     "linear_gaussian": "simulators.linear_gaussian:LinearGaussian",
     "radial_velocity": "simulators.radial_velocity:RadialVelocity",
+    "two_moons": "simulators.benchmark.two_moons:TwoMoons",
+    "slcp": "simulators.benchmark.slcp:Slcp",
+    "slcp_distractors": "simulators.benchmark.slcp_distractors:SlcpDistractors",
+    "gaussian_linear": "simulators.benchmark.gaussian_linear:GaussianLinear",
+    "gaussian_linear_uniform": "simulators.benchmark.gaussian_linear_uniform:GaussianLinearUniform",
+    "gaussian_mixture": "simulators.benchmark.gaussian_mixture:GaussianMixture",
+    "bernoulli_glm": "simulators.benchmark.bernoulli_glm:BernoulliGlm",
+    "bernoulli_glm_raw": "simulators.benchmark.bernoulli_glm_raw:BernoulliGlmRaw",
+    "sir": "simulators.benchmark.sir:Sir",
+    "lotka_volterra": "simulators.benchmark.lotka_volterra:LotkaVolterra",
 }
 ENTRY_POINT_GROUP = "elboscope.simulators"
 

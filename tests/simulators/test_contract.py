@@ -29,6 +29,16 @@ CASES: dict[str, tuple[str, Mapping[str, Any]]] = {
         "radial_velocity",
         VELOCITIES | {"planets": [PLANET, PLANET | {"period": {"log_normal": [2, 0.1]}}], "jit": {"uniform": [0, 5]}},
     ),
+    "two_moons": ("two_moons", {}),
+    "slcp": ("slcp", {}),
+    "slcp_distractors": ("slcp_distractors", {}),
+    "gaussian_linear": ("gaussian_linear", {}),
+    "gaussian_linear_uniform": ("gaussian_linear_uniform", {}),
+    "gaussian_mixture": ("gaussian_mixture", {}),
+    "bernoulli_glm": ("bernoulli_glm", {}),
+    "bernoulli_glm_raw": ("bernoulli_glm_raw", {}),
+    "sir": ("sir", {}),
+    "lotka_volterra": ("lotka_volterra", {}),
 }
 
 N, K = 6, 4
