@@ -31,7 +31,7 @@ demo: install ## K2-24, all stages; prints where the report is
 	$(BIN)/elboscope run configs/k2_24.yaml
 
 test: dev ## default tests, under 10 minutes on 2 cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-all: dev ## with the slow ones
 	$(BIN)/python -m pytest -m 'slow or not slow'

@@ -36,7 +36,7 @@ def judge(run: Run, held_out: DataSet) -> dict[str, float]:
     """ESS fractions and mean log evidence of a trained network, and what its training cost."""
     posterior = load_posterior(run.output("train"))
     provenance = json.loads(read_safetensors_header(run.output("train"))["provenance"])
-    result = {"seconds": provenance["wall_time_s"], "steps": float(sum(p.steps for p in run.case.train.scheduled()))}
+    result = {"seconds": provenance["wall_time_s"], "steps": float(sum(p.steps for p in run.phases))}
     for name, x, draws in (("observed", run.observation().x, 50_000), ("held_out", held_out.x, DRAWS)):
         q = Amortized(posterior.network, posterior.condition(x))
         stream = generator(1, "benchmark")

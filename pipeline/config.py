@@ -6,7 +6,6 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -55,45 +54,118 @@ class SimulateSettings(Settings):
 class FlowSettings(Settings):
     """The normalizing flow q(theta given x)."""
 
-    transforms: Positive = Field(default=5, description="coupling layers")
+    kind: Literal["coupling", "autoregressive", "zuko_nsf", "zuko_maf", "zuko_nice", "zuko_bpf"] = Field(
+        default="coupling",
+        description="transforms between base and affine map. coupling: rational-quadratic splines, fast both ways; autoregressive: the same splines, fast to sample, D passes for a density; zuko_*: families of zuko, nsf (splines), maf (affine) and bpf (Bernstein polynomials) fast for densities, D passes to sample; nice: affine couplings",
+    )
+    transforms: Positive = Field(default=5, description="layers")
     hidden: Positive = Field(default=96, description="width of the network in each layer")
-    blocks: Positive = Field(default=2, description="residual blocks in each layer")
-    bins: Annotated[int, Field(ge=2, le=64)] = Field(default=10, description="bins of each rational-quadratic spline")
+    blocks: Positive = Field(default=2, description="residual blocks in each layer; hidden layers for zuko_*")
+    bins: Annotated[int, Field(ge=2, le=64)] = Field(
+        default=10, description="bins of each rational-quadratic spline; degree of zuko_bpf"
+    )
     tail_bound: PositiveFloat = Field(
         default=5.0, description="half width of the splines, in standard deviations; linear beyond"
     )
+    base: Literal["normal", "student"] = Field(
+        default="normal", description="distribution of the noise; student: multivariate Student-t, heavier tails"
+    )
+    base_freedom: Annotated[int, Field(ge=1)] = Field(default=8, description="degrees of freedom of base student")
 
 
 class EmbeddingSettings(Settings):
     """The network that turns x into the context of the flow."""
 
-    kind: Literal["mlp", "none"] = Field(
-        default="mlp", description="mlp: sbi's FCEmbedding; none: features go to the flow as they are"
+    kind: Literal["mlp", "none", "residual", "cnn1d", "cnn2d", "set", "transformer"] = Field(
+        default="mlp",
+        description="mlp: sbi's FCEmbedding; none: features go to the flow as they are; residual: sbi's ResNetEmbedding1D; cnn1d, cnn2d: sbi's CNNEmbedding, shape [channels, length] or [channels, height, width]; set: items pooled in no order; transformer: items that attend to each other; both of shape [items, numbers], the last number a mask, 1 present, 0 absent",
     )
     hidden: Positive = Field(default=128, description="width of the hidden layers")
-    layers: Positive = Field(default=2, description="layers of the MLP")
+    layers: Positive = Field(
+        default=2, description="layers of the MLP (of both, for set); blocks of residual and transformer"
+    )
     output: Positive = Field(default=64, description="numbers handed to the flow")
+    shape: tuple[Positive, ...] = Field(
+        default=(), description="shape of the features of one observation; default: the simulator's feature_shape"
+    )
+    channels: tuple[Positive, ...] = Field(
+        default=(16, 32), description="channels of each convolution of cnn1d and cnn2d", min_length=1
+    )
+    kernel: Positive = Field(default=5, description="width of each convolution; pooled by two after each")
+    heads: Positive = Field(default=4, description="attention heads of the transformer; must divide hidden")
+
+
+Objective = Literal["elbo", "iwelbo", "forward_kl", "wake"]
 
 
 class PhaseSettings(Settings):
-    """One phase of the training schedule: one objective for a number of steps."""
+    """One phase of the training schedule: one objective, or a weighted sum, for a number of steps."""
 
-    objective: Literal["elbo", "forward_kl"] = Field(description="what is optimised")
+    objective: Objective | dict[Objective, PositiveFloat] = Field(
+        description="what is optimised: elbo, iwelbo, forward_kl, wake, or a weighted sum such as {elbo: 0.8, forward_kl: 0.2}"
+    )
     steps: Positive = Field(description="optimiser steps")
     learning_rate: PositiveFloat = Field(
         default=1e-3, description="Adam, at the start of the phase; decays to a hundredth by a cosine"
     )
     batch: Positive = Field(default=512, description="rows of x a step")
-    draws: Positive = Field(default=1, description="draws of theta from q for each x (elbo)")
+    draws: Positive = Field(
+        default=1,
+        description="draws of theta from q for each x; iwelbo and wake want 8 or more (not used by forward_kl)",
+    )
     gradient: Literal["sticking_the_landing", "reparameterized"] = Field(
-        default="sticking_the_landing", description="estimator of the ELBO's gradient"
+        default="sticking_the_landing",
+        description="estimator of the ELBO's gradient (iwelbo is always doubly reparameterised)",
     )
     weighted: bool = Field(
         default=False,
         description="weight each pair of forward_kl by prior over proposal, so that the prior's posterior is learned",
     )
-    forward_kl_share: Fraction = Field(
-        default=0.0, description="elbo only: share of forward_kl mixed into the loss; it holds on to modes"
+    prior_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="wake: share of draws taken from the prior, which bounds the weights of what q has lost",
+    )
+    temper_from: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="exponent of the likelihood at the start of the phase; rises geometrically to 1 over its first half",
+    )
+
+    @model_validator(mode="after")
+    def _something_to_optimise(self) -> PhaseSettings:
+        if not self.weights:
+            raise ValueError("train.phases: objective: a weighted sum needs at least one objective")
+        return self
+
+    @property
+    def weights(self) -> dict[Objective, float]:
+        """Weight of each objective in the loss."""
+        return {self.objective: 1.0} if isinstance(self.objective, str) else dict(self.objective)
+
+    @property
+    def label(self) -> str:
+        """The objective in words, such as `elbo` or `0.8 elbo + 0.2 forward_kl`."""
+        if isinstance(self.objective, str):
+            return self.objective
+        return " + ".join(f"{weight:g} {name}" for name, weight in self.objective.items())
+
+    @property
+    def needs_likelihood(self) -> bool:
+        """Whether any of its objectives evaluates log p(x given theta)."""
+        return any(name != "forward_kl" for name in self.weights)
+
+
+class GuardSettings(Settings):
+    """What a phase must not lose on held-out simulations, and must gain; otherwise it is rolled back."""
+
+    tolerance: Annotated[float, Field(ge=0)] = Field(
+        default=0.05, description="nats by which the mean log q of the true theta may fall below its best so far"
+    )
+    criterion: Literal["auto", "forward_log_q", "elbo", "ess_fraction"] = Field(
+        default="auto",
+        description="what must improve; auto: forward_log_q for forward_kl, elbo for elbo, else ess_fraction",
+    )
+    patience: Positive = Field(
+        default=4, description="checks in a row that fail the tolerance after which a phase ends early"
     )
 
 
@@ -101,13 +173,13 @@ class TrainSettings(Settings):
     """Stage `train`."""
 
     phases: tuple[PhaseSettings, ...] = Field(
-        default=(
-            PhaseSettings(objective="forward_kl", steps=1_000, learning_rate=2e-3),
-            PhaseSettings(objective="elbo", steps=1_500, learning_rate=2e-3),
-        ),
-        description="the schedule",
-        min_length=1,
+        default=(), description="the schedule; empty: chosen from likelihood and number of simulations"
     )
+    data: Literal["file", "online"] = Field(
+        default="file",
+        description="where training pairs come from: stored simulations, or fresh ones at every step (fast batched simulators)",
+    )
+    guard: GuardSettings = GuardSettings()
     steps: Positive | None = Field(
         default=None, description="if given: total steps, shared among the phases in their proportions"
     )
@@ -122,14 +194,22 @@ class TrainSettings(Settings):
         default=500, description="steps between checkpoints from which a killed run continues"
     )
 
-    def scheduled(self) -> tuple[PhaseSettings, ...]:
-        """The phases, scaled so that their steps add up to `steps` where that is given."""
-        if self.steps is None:
-            return self.phases
-        total = sum(p.steps for p in self.phases)
-        ends = [round(end * self.steps / total) for end in accumulate(p.steps for p in self.phases)]
-        shares = [max(1, end - start) for start, end in pairwise([0, *ends])]
-        return tuple(p.model_copy(update={"steps": n}) for p, n in zip(self.phases, shares, strict=True))
+
+class AdaptSettings(Settings):
+    """Before a refinement, where the amortized q is far off: the copy follows its own weighted draws."""
+
+    below: Fraction = Field(
+        default=0.3, description="ess_fraction of the amortized q below which the copy adapts first; 0: never"
+    )
+    rounds: Positive = Field(default=12, description="at most so many rounds of drawing, weighting and fitting")
+    steps: Positive = Field(default=60, description="optimiser steps a round")
+    draws: Positive = Field(default=8_000, description="draws of theta a round")
+    learning_rate: PositiveFloat = Field(default=1e-3, description="Adam, decays within each round by a cosine")
+    effective_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.1, description="share of the draws that tempering leaves effective"
+    )
+    enough: Fraction = Field(default=0.6, description="ess_fraction at which it ends")
+    wide_scale: PositiveFloat = Field(default=1.5, description="factor by which a tenth of the draws is widened")
 
 
 class RefineSettings(Settings):
@@ -138,7 +218,8 @@ class RefineSettings(Settings):
     when: Literal["auto", "always", "never"] = Field(
         default="auto", description="auto: where the amortized q is not exact"
     )
-    steps: Positive = Field(default=300, description="optimiser steps")
+    adapt: AdaptSettings = AdaptSettings()
+    steps: Annotated[int, Field(ge=0)] = Field(default=300, description="optimiser steps on the ELBO")
     draws: Positive = Field(default=256, description="draws of theta a step")
     learning_rate: PositiveFloat = Field(default=5e-4, description="Adam, decays to a hundredth by a cosine")
     amortized_share: Fraction = Field(
@@ -297,7 +378,7 @@ def case_from_values(values: Mapping[str, Any], source: str) -> CaseSettings:
 
 
 def _explain(error: Mapping[str, Any]) -> str:
-    location = [str(part) for part in error["loc"]]
+    location = [str(part) for part in error["loc"] if "[" not in str(part)]  # pydantic adds the branch of a union
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
         known = _keys_at(error["loc"][:-1])

@@ -31,17 +31,25 @@ class Parameter:
         prior: univariate torch distribution, or None where the simulator declares a joint `prior`.
         unit: astropy unit string; "" is dimensionless.
         label: LaTeX for plots; the name where empty.
+        periodic: the ends of the prior's support are one point, as of an angle in [0, 2 pi): q is then
+            continuous there. The prior's support must be an interval, which is one period.
     """
 
     name: str
     prior: Distribution | None = None
     unit: str = ""
     label: str = ""
+    periodic: bool = False
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise ValueError(f"parameter name {self.name!r}: expected an identifier such as 'mass_1'")
         check_unit(self.unit, f"parameter {self.name!r}")
+        support = None if self.prior is None else self.prior.support
+        if self.periodic and not (hasattr(support, "lower_bound") and hasattr(support, "upper_bound")):
+            raise ValueError(
+                f"parameter {self.name!r}: periodic needs a prior of its own on one period, such as Uniform(0, 2 pi); got {self.prior}"
+            )
 
 
 @dataclass(frozen=True)
@@ -91,10 +99,16 @@ class Simulator(Protocol):
       theta (..., N, D) against x of N rows gives (..., N); differentiable where physics allows.
     - `features(x) -> Tensor`: (N, F), fixed physics-informed inputs of the network (default: every
       observable, flattened and concatenated).
+    - `feature_shape: tuple[int, ...]`: the shape in which embeddings with structure read the F features,
+      F its product: (channels, length) for cnn1d, (channels, height, width) for cnn2d, (items, numbers) for
+      set and transformer. The last number of each item is then its mask, 1 present and 0 absent: data of
+      variable length, and what stands in the other numbers of an absent item never matters.
     - `pilot(x) -> tuple[Tensor, Tensor]`: a crude guess of each posterior, location (N, D) and scale
       (N, D) > 0, on the unconstrained space u = biject_to(prior.support).inv(theta): a least-squares fit
       and its errors, say. The flow describes u in units of it, so that a posterior that is narrow against
-      its prior costs the network nothing. Any guess is valid: q stays a normalised density.
+      its prior costs the network nothing. Any guess is valid: q stays a normalised density. For a periodic
+      parameter the location is an angle, 2 pi (theta - low) / (high - low) - pi, and the scale is not used;
+      with a prior on the simplex both are (N, D - 1).
     - `model_curve(theta, x, grid) -> Tensor`: noise-free prediction of the first data observable for
       ONE observation: theta (K, D), x of one row, grid (G,) of its abscissa, gives (K, G).
     - `read_observation(path) -> tuple[Data, list[str]]`: an observed file of this kind as x of N rows
@@ -173,8 +187,20 @@ def network_features(simulator: Simulator, x: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([x[o.name].flatten(1) for o in simulator.observables], dim=1)
 
 
-def pilot_of(simulator: Simulator, x: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+def feature_shape(simulator: Simulator) -> tuple[int, ...]:
+    """The shape of the network's inputs for one observation, where the simulator declares it; () where not."""
+    return tuple(getattr(simulator, "feature_shape", ()))
+
+
+def pilot_of(
+    simulator: Simulator, x: Mapping[str, Tensor], *, dimension: int | None = None
+) -> tuple[Tensor, Tensor] | None:
     """The simulator's `pilot` of x, if it offers one.
+
+    Args:
+        simulator: which may have a `pilot`.
+        x: N observations.
+        dimension: numbers in the unconstrained theta; default: one a parameter.
 
     Raises:
         ValueError: the guess has the wrong shape, is not finite, or a scale is not positive.
@@ -183,7 +209,7 @@ def pilot_of(simulator: Simulator, x: Mapping[str, Tensor]) -> tuple[Tensor, Ten
     if pilot is None:
         return None
     location, scale = pilot(x)
-    expected = (len(next(iter(x.values()))), len(simulator.parameters))
+    expected = (len(next(iter(x.values()))), dimension or len(simulator.parameters))
     if tuple(location.shape) != expected or tuple(scale.shape) != expected:
         raise ValueError(
             f"simulator {simulator.name!r}: pilot must give two tensors {expected}, got {tuple(location.shape)}, {tuple(scale.shape)}"

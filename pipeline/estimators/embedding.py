@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-import torch
-from sbi.neural_nets.embedding_nets import FCEmbedding
+import math
+from collections.abc import Sequence
+
+from sbi.neural_nets.embedding_nets import FCEmbedding, ResNetEmbedding1D
 from torch import Tensor, nn
 
 from pipeline.config import EmbeddingSettings
+from pipeline.errors import InputError
+from pipeline.estimators.embedding_networks import SetNetwork, TransformerNetwork, convolutions
+from pipeline.estimators.standardize import Standardize, StandardizeChannels, StandardizeItems
+
+AXES = {
+    "cnn1d": ("channels", "length"),
+    "cnn2d": ("channels", "height", "width"),
+    "set": ("items", "numbers"),
+    "transformer": ("items", "numbers"),
+}
 
 
-class Standardize(nn.Module):
-    """(features - mean) / standard deviation of the training set; constant features become zero."""
+def structured_shape(settings: EmbeddingSettings, shape: Sequence[int], features: int) -> tuple[int, ...]:
+    """The shape in which the embedding reads F features: of the settings, or of the simulator.
 
-    mean: Tensor
-    inverse_scale: Tensor
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("inverse_scale", torch.ones(size))
-
-    def fit(self, features: Tensor) -> None:
-        """Fit to features (N, F)."""
-        features = features.double()
-        mean, spread = features.mean(0), features.std(0)
-        varies = spread > 1e-6 * mean.abs().clamp_min(1e-12)
-        self.mean.copy_(mean)
-        self.inverse_scale.copy_(torch.where(varies, 1 / spread.clamp_min(1e-300), 0.0))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return (features.to(self.mean.dtype) - self.mean) * self.inverse_scale
+    Raises:
+        InputError: none is declared, or it does not fit.
+    """
+    declared = settings.shape or tuple(shape)
+    axes = AXES[settings.kind]
+    wanted = f"({', '.join(axes)})"
+    if len(declared) != len(axes) or math.prod(declared) != features:
+        got = f"got {declared}" if declared else "none is declared"
+        raise InputError(
+            f"train.embedding.kind: {settings.kind} needs the shape {wanted} of its {features} features, {got}; set feature_shape of the simulator, or train.embedding.shape"
+        )
+    if axes == ("items", "numbers") and declared[1] < 2:
+        raise InputError(f"train.embedding.kind: {settings.kind} needs at least one number an item beside its mask")
+    return declared
 
 
 class Embedding(nn.Module):
@@ -38,19 +46,43 @@ class Embedding(nn.Module):
     Args:
         features: F.
         settings: kind and sizes of the network.
+        shape: of the features of one observation; `settings.shape` goes before it. Kinds with structure need it.
+
+    Raises:
+        InputError: a kind with structure without a shape, or with one that does not fit.
     """
 
-    def __init__(self, features: int, settings: EmbeddingSettings) -> None:
+    def __init__(self, features: int, settings: EmbeddingSettings, *, shape: Sequence[int] = ()) -> None:
         super().__init__()
-        self.standardize = Standardize(features)
-        if settings.kind == "none":
-            self.network: nn.Module = nn.Identity()
-            self.output = features
+        self.features, self.output = features, settings.output
+        self.standardize: Standardize | StandardizeChannels | StandardizeItems
+        self.network: nn.Module
+        hidden, layers, output = settings.hidden, settings.layers, settings.output
+        if settings.kind in ("cnn1d", "cnn2d"):
+            declared = structured_shape(settings, shape, features)
+            self.standardize = StandardizeChannels(declared)
+            self.network = convolutions(declared, settings)
+        elif settings.kind in ("set", "transformer"):
+            declared = structured_shape(settings, shape, features)
+            self.standardize = StandardizeItems(declared)
+            build = SetNetwork if settings.kind == "set" else TransformerNetwork
+            self.network = build(declared[1] - 1, settings)
         else:
-            self.network = FCEmbedding(
-                features, output_dim=settings.output, num_layers=settings.layers, num_hiddens=settings.hidden
-            )
-            self.output = settings.output
+            self.standardize = Standardize(features)
+            if settings.kind == "none":
+                self.network = nn.Identity()
+                self.output = features
+            elif settings.kind == "residual":
+                self.network = ResNetEmbedding1D(
+                    features,
+                    output,
+                    n_blocks=layers,
+                    c_internal=hidden,
+                    c_hidden_final=hidden,
+                    construct_mapping_kwargs={"c_hidden": hidden},
+                )
+            else:
+                self.network = FCEmbedding(features, output_dim=output, num_layers=layers, num_hiddens=hidden)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.network(self.standardize(features))

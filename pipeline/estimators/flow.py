@@ -1,15 +1,15 @@
-r"""Conditional normalizing flow on R^D: nflows coupling splines, an affine map and one for the tails.
+r"""Conditional normalizing flow on R^D: an inner transform by name, an affine map and one for the tails.
 
-    noise -> spline couplings (context) -> y = m(context) + L(context) v -> u = tails(y, context)
+    noise -> inner transform (context) -> y = m(context) + L(context) v -> u = tails(y, context)
 
-The affine map carries location, scale and linear correlations of the posterior, so that the splines see a
-target of order one however narrow the posterior is against the prior.
+The affine map carries location, scale and linear correlations of the posterior, so that the inner transform
+sees a target of order one however narrow the posterior is against the prior. Components on a circle have maps
+of their own (`circular`).
 """
 
 from __future__ import annotations
 
-import math
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,58 +19,11 @@ from nflows.transforms.permutations import ReversePermutation
 from torch import Tensor, nn
 
 from pipeline.config import FlowSettings
+from pipeline.errors import InputError
+from pipeline.estimators.affine import ConditionalAffine
+from pipeline.estimators.base import Base, base_distribution
 from pipeline.estimators.spline import SplineCoupling
 from pipeline.estimators.tails import ConditionalTails
-
-
-class ConditionalAffine(Transform):
-    r"""u = m(c) + L(c) v, L lower triangular with positive diagonal.
-
-    Args:
-        dimension: D.
-        context: size of c.
-        hidden: width of the network for m and L.
-    """
-
-    def __init__(self, dimension: int, context: int, hidden: int) -> None:
-        super().__init__()
-        self.dimension = dimension
-        below = torch.tril_indices(dimension, dimension, -1)
-        self.rows: Tensor
-        self.columns: Tensor
-        self.register_buffer("rows", below[0])
-        self.register_buffer("columns", below[1])
-        last = nn.Linear(hidden, 2 * dimension + below.shape[1])
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.network = nn.Sequential(nn.Linear(context, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last)
-        # what is linear in the context, as in every Gaussian model, costs the network nothing
-        self.linear = nn.Linear(context, dimension, bias=False)
-        nn.init.zeros_(self.linear.weight)
-
-    def _coefficients(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean (N, D), log diagonal (N, D), L (N, D, D)."""
-        d = self.dimension
-        mean, log_diagonal, below = self.network(context).split([d, d, len(self.rows)], dim=-1)
-        mean = mean + self.linear(context)
-        # at most a factor e^8 each way: an untrained network cannot overflow
-        log_diagonal = 8 * torch.tanh(log_diagonal / 8)
-        lower = torch.diag_embed(log_diagonal.exp())
-        lower = lower.index_put(
-            (torch.arange(len(lower), device=lower.device)[:, None], self.rows, self.columns), below
-        )
-        return mean, log_diagonal, lower
-
-    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """u -> v, and log |dv/du|."""
-        mean, log_diagonal, lower = self._coefficients(cast(Tensor, context))
-        v = torch.linalg.solve_triangular(lower, (inputs - mean)[..., None], upper=False)[..., 0]
-        return v, -log_diagonal.sum(-1)
-
-    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """v -> u, and log |du/dv|."""
-        mean, log_diagonal, lower = self._coefficients(cast(Tensor, context))
-        return mean + (lower @ inputs[..., None])[..., 0], log_diagonal.sum(-1)
 
 
 class ConditionalFlow(nn.Module):
@@ -79,52 +32,84 @@ class ConditionalFlow(nn.Module):
     Args:
         dimension: D.
         context: C.
-        settings: sizes.
+        settings: kind, sizes and base.
+        periodic: for each component, whether it is an angle in [-pi, pi); none by default.
+
+    Raises:
+        InputError: a kind that has no circular form, with a periodic component.
     """
 
-    def __init__(self, dimension: int, context: int, settings: FlowSettings) -> None:
+    def __init__(self, dimension: int, context: int, settings: FlowSettings, *, periodic: Sequence[bool] = ()) -> None:
         super().__init__()
         self.dimension = dimension
-        layers: list[Transform] = [
-            ConditionalTails(dimension, context, settings.hidden),
-            ConditionalAffine(dimension, context, settings.hidden),
-        ]
-        for i in range(settings.transforms):
-            # one parameter alone: all of it is transformed, given the context
-            mask = torch.ones(1) if dimension == 1 else (torch.arange(dimension) + i) % 2
+        self.base: Base = base_distribution(dimension, settings)
+        if any(periodic):
+            from pipeline.estimators.circular import CircularBase, circular_layers
 
-            def network(inputs: int, outputs: int) -> nn.Module:
-                return ResidualNet(
-                    inputs,
-                    outputs,
-                    hidden_features=settings.hidden,
-                    context_features=context,
-                    num_blocks=settings.blocks,
-                    activation=F.silu,
-                )
-
-            layers.append(
-                SplineCoupling(mask, network, num_bins=settings.bins, tails="linear", tail_bound=settings.tail_bound)
-            )
-            if i % 2 and dimension > 2:
-                layers.append(ReversePermutation(dimension))
+            if settings.kind != "coupling":
+                raise InputError(f"train.flow.kind: {settings.kind} has no form for periodic parameters; use coupling")
+            layers = circular_layers(periodic, context, settings)
+            self.base = CircularBase(tuple(periodic), base_distribution(dimension - sum(periodic), settings))
+        else:
+            layers = [
+                ConditionalTails(dimension, context, settings.hidden),
+                ConditionalAffine(dimension, context, settings.hidden),
+                *inner_layers(dimension, context, settings),
+            ]
         self.transform = CompositeTransform(layers)
 
+    def noise(self, count: int, *, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Draws of the base distribution, (count, D): what `sample_and_log_prob` transforms."""
+        return self.base.noise(count, generator=generator, device=device, dtype=dtype)
+
     def log_prob(self, u: Tensor, context: Tensor, *, base_scale: float = 1.0) -> Tensor:
-        r"""$\log q(u|c) = \log N(f(u); 0, b^2 I) + \log |\det df/du|$, (M,), b = `base_scale`.
+        r"""$\log q(u|c) = \log p_b(f(u)) + \log |\det df/du|$, (M,), $p_b$ the base with scale b = `base_scale`.
 
         b > 1 is the same flow with wider tails: a defensive proposal where q's are too light.
         """
         noise, log_det = self.transform(u, context)
-        return _normal_log_prob(noise, base_scale) + log_det
+        return self.base.log_prob(noise, base_scale) + log_det
 
     def sample_and_log_prob(self, noise: Tensor, context: Tensor, *, base_scale: float = 1.0) -> tuple[Tensor, Tensor]:
-        """u and log q(u given c) from standard normal noise (M, D), differentiable in the flow's parameters."""
-        noise = base_scale * noise
+        """u and log q(u given c) from noise (M, D) of the base, differentiable in the flow's parameters."""
+        noise = self.base.widen(noise, base_scale)
         u, log_det = self.transform.inverse(noise, context)
-        return u, _normal_log_prob(noise, base_scale) - log_det
+        return u, self.base.log_prob(noise, base_scale) - log_det
 
 
-def _normal_log_prob(noise: Tensor, scale: float) -> Tensor:
-    dimension = noise.shape[-1]
-    return -0.5 * (noise / scale).square().sum(-1) - dimension * (0.5 * math.log(2 * math.pi) + math.log(scale))
+def inner_layers(dimension: int, context: int, settings: FlowSettings) -> list[Transform]:
+    """The transforms next to the base, of the kind that the settings name; from u to noise."""
+    if settings.kind == "coupling":
+        return coupling_layers(dimension, context, settings)
+    if settings.kind == "autoregressive":
+        from pipeline.estimators.autoregressive import autoregressive_layers
+
+        return autoregressive_layers(dimension, context, settings)
+    from pipeline.estimators.zuko_transform import ZukoTransform
+
+    return [ZukoTransform(dimension, context, settings)]
+
+
+def coupling_layers(dimension: int, context: int, settings: FlowSettings) -> list[Transform]:
+    """nflows' coupling layers of rational-quadratic splines, each half of the components in turn."""
+    layers: list[Transform] = []
+    for i in range(settings.transforms):
+        # one parameter alone: all of it is transformed, given the context
+        mask = torch.ones(1) if dimension == 1 else (torch.arange(dimension) + i) % 2
+
+        def network(inputs: int, outputs: int) -> nn.Module:
+            return ResidualNet(
+                inputs,
+                outputs,
+                hidden_features=settings.hidden,
+                context_features=context,
+                num_blocks=settings.blocks,
+                activation=F.silu,
+            )
+
+        layers.append(
+            SplineCoupling(mask, network, num_bins=settings.bins, tails="linear", tail_bound=settings.tail_bound)
+        )
+        if i % 2 and dimension > 2:
+            layers.append(ReversePermutation(dimension))
+    return layers

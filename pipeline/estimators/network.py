@@ -3,12 +3,13 @@ r"""q(theta given x) as one torch module.
     theta = T(v),   v = location(x) + scale(x) (shift + width u),   u ~ flow(context(x))
 
 T maps onto the support of the prior; location and scale are the simulator's pilot (0 and 1 without one);
-shift and width standardise the training set; context is the embedding of x.
+shift and width standardise the training set; context is the embedding of x. For a periodic parameter v is an
+angle, u is v turned by the pilot's location, and there is no scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,8 @@ from torch.func import functional_call
 from pipeline.config import EmbeddingSettings, FlowSettings
 from pipeline.estimators.embedding import Embedding
 from pipeline.estimators.flow import ConditionalFlow
-from pipeline.estimators.support import SupportTransform
+from pipeline.estimators.support import SupportTransform, unconstrained_dimension
+from simulators.priors import prior_of
 from simulators.protocol import Simulator, network_features, pilot_of
 
 
@@ -46,11 +48,17 @@ class Condition(NamedTuple):
 def network_input(simulator: Simulator, x: Mapping[str, Tensor]) -> NetworkInput:
     """Features in float32 and pilot in float64."""
     features = network_features(simulator, x).float()
-    pilot = pilot_of(simulator, x)
+    dimension = unconstrained_dimension(prior_of(simulator))
+    pilot = pilot_of(simulator, x, dimension=dimension)
     if pilot is None:
-        zero = torch.zeros(len(features), len(simulator.parameters), dtype=torch.float64, device=features.device)
+        zero = torch.zeros(len(features), dimension, dtype=torch.float64, device=features.device)
         return NetworkInput(features, zero, torch.ones_like(zero))
-    return NetworkInput(features, pilot[0].double(), pilot[1].double())
+    location, scale = pilot[0].double(), pilot[1].double()
+    angles = [d for d, p in enumerate(simulator.parameters) if p.periodic]
+    if angles:
+        scale = scale.clone()
+        scale[:, angles] = 1.0
+    return NetworkInput(features, location, scale)
 
 
 class PosteriorNetwork(nn.Module):
@@ -59,18 +67,30 @@ class PosteriorNetwork(nn.Module):
     Args:
         prior: joint prior; q has its support.
         features: F, size of the network's input.
-        flow, embedding: sizes.
+        flow, embedding: kinds and sizes.
+        periodic: for each parameter, whether it is periodic; none by default.
+        shape: of the features of one observation, for embeddings with structure.
     """
 
     shift: Tensor
     width: Tensor
 
-    def __init__(self, prior: Distribution, features: int, *, flow: FlowSettings, embedding: EmbeddingSettings) -> None:
+    def __init__(
+        self,
+        prior: Distribution,
+        features: int,
+        *,
+        flow: FlowSettings,
+        embedding: EmbeddingSettings,
+        periodic: Sequence[bool] = (),
+        shape: Sequence[int] = (),
+    ) -> None:
         super().__init__()
-        self.dimension = prior.event_shape[0]
-        self.support = SupportTransform(prior)
-        self.embedding = Embedding(features, embedding)
-        self.flow = ConditionalFlow(self.dimension, self.embedding.output, flow)
+        self.support = SupportTransform(prior, periodic)
+        self.dimension = self.support.dimension
+        self.angles = [d for d, p in enumerate(periodic) if p]
+        self.embedding = Embedding(features, embedding, shape=shape)
+        self.flow = ConditionalFlow(self.dimension, self.embedding.output, flow, periodic=periodic)
         self.register_buffer("shift", torch.zeros(self.dimension, dtype=torch.float64))
         self.register_buffer("width", torch.ones(self.dimension, dtype=torch.float64))
 
@@ -85,6 +105,8 @@ class PosteriorNetwork(nn.Module):
         )
         self.shift.copy_(middle)
         self.width.copy_(((high - low) / 2).clamp_min(1e-12))
+        self.shift[self.angles] = 0.0  # a circle has no end to be measured from, and no unit but the turn
+        self.width[self.angles] = 1.0
         self.embedding.standardize.fit(inputs.features)
 
     def condition(self, inputs: NetworkInput) -> Condition:
@@ -112,9 +134,7 @@ class PosteriorNetwork(nn.Module):
         """
         context = condition.context
         count = context.shape[0]
-        noise = torch.randn(
-            draws * count, self.dimension, generator=generator, device=context.device, dtype=context.dtype
-        )
+        noise = self.flow.noise(draws * count, generator=generator, device=context.device, dtype=context.dtype)
         repeated = context.expand(draws, *context.shape).reshape(draws * count, -1)
         u, log_q = self.flow.sample_and_log_prob(noise, repeated, base_scale=base_scale)
         if path_gradient:

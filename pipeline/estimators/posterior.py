@@ -18,8 +18,8 @@ from pipeline.estimators.network import Condition, PosteriorNetwork, network_inp
 from pipeline.estimators.proposal import Amortized, weigh
 from pipeline.schema import SCHEMA, SETTINGS, STAGE
 from pipeline.store import read_safetensors, write_safetensors
-from simulators.priors import prior_of, to_device
-from simulators.protocol import Data, Simulator
+from simulators.priors import IndependentPrior, prior_of, to_device
+from simulators.protocol import Data, Simulator, feature_shape
 
 
 class Posterior:
@@ -61,7 +61,7 @@ class Posterior:
     def condition(self, x: Mapping[str, Tensor] | Tensor) -> Condition:
         """Embedding and pilot of x, once for all draws."""
         inputs = network_input(self.simulator, self.data(x))
-        given, expected = inputs.features.shape[1], self.network.embedding.standardize.mean.numel()
+        given, expected = inputs.features.shape[1], self.network.embedding.features
         if given != expected:
             raise InputError(
                 f"simulator {self.simulator.name!r} gives {given} features of x, the posterior was trained on {expected}: its options differ"
@@ -112,7 +112,7 @@ class Posterior:
         single = len(condition.context) == 1 and theta.dim() == 2
         points = theta[:, None, :] if single else theta
         log_q = self.network.log_q(points, condition)
-        log_q = torch.where(self.prior.log_prob(points) > -torch.inf, log_q, -torch.inf)
+        log_q = torch.where(_inside(self.prior, points), log_q, -torch.inf)
         return log_q[:, 0] if single else log_q
 
     def certificate(self, x: Mapping[str, Tensor] | Tensor, *, proposals: int = 20_000, seed: int = 0) -> Evidence:
@@ -125,13 +125,21 @@ class Posterior:
     def save(self, path: Path, *, attributes: Mapping[str, Any]) -> None:
         """Write safetensors: weights, and settings as JSON in the header."""
         metadata = {
-            "features": self.network.embedding.standardize.mean.numel(),
+            "features": self.network.embedding.features,
             "parameters": json.dumps(self.parameters),
             "observables": _observables(self.simulator),
             **attributes,
             SETTINGS: json.dumps(self.case.dump(), sort_keys=True),
         }
         write_safetensors(path, self.network.state_dict(), metadata)
+
+
+def _inside(prior: Distribution, theta: Tensor) -> Tensor:
+    """Whether theta (..., D) has a prior density; a joint prior's log_prob may be anything outside its support."""
+    if isinstance(prior, IndependentPrior):
+        return prior.log_prob(theta) > -torch.inf
+    support: Any = prior.support
+    return support.check(theta)
 
 
 def _observables(simulator: Simulator) -> str:
@@ -141,7 +149,14 @@ def _observables(simulator: Simulator) -> str:
 
 def new_network(case: CaseSettings, simulator: Simulator, features: int) -> PosteriorNetwork:
     """An untrained network of the sizes that a case asks for."""
-    return PosteriorNetwork(prior_of(simulator), features, flow=case.train.flow, embedding=case.train.embedding)
+    return PosteriorNetwork(
+        prior_of(simulator),
+        features,
+        flow=case.train.flow,
+        embedding=case.train.embedding,
+        periodic=[p.periodic for p in simulator.parameters],
+        shape=feature_shape(simulator),
+    )
 
 
 def load_posterior(

@@ -30,7 +30,14 @@ def _knots(unnormalized: Tensor, bound: float) -> tuple[Tensor, Tensor]:
 
 
 def rational_quadratic_spline(
-    inputs: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, *, inverse: bool, bound: float
+    inputs: Tensor,
+    widths: Tensor,
+    heights: Tensor,
+    derivatives: Tensor,
+    *,
+    inverse: bool,
+    bound: float,
+    periodic: bool = False,
 ) -> tuple[Tensor, Tensor]:
     r"""Spline on [-bound, bound], identity outside.
 
@@ -41,9 +48,10 @@ def rational_quadratic_spline(
     Args:
         inputs: (...), any real value.
         widths, heights: (..., K), unnormalised bin sizes.
-        derivatives: (..., K - 1), unnormalised derivatives at inner knots.
+        derivatives: (..., K - 1), unnormalised derivatives at inner knots; those at the ends are 1.
         inverse: solve for x given y.
         bound: half width of the interval.
+        periodic: derivatives are (..., K): the first is that at both ends, which are one point of a circle.
 
     Returns:
         outputs and log |d output / d input|, each (...).
@@ -51,7 +59,7 @@ def rational_quadratic_spline(
     x_knots, w = _knots(widths, bound)
     y_knots, h = _knots(heights, bound)
     slopes = MIN_DERIVATIVE + F.softplus(derivatives + DERIVATIVE_SHIFT)
-    slopes = F.pad(slopes, (1, 1), value=1.0)
+    slopes = torch.cat([slopes, slopes[..., :1]], dim=-1) if periodic else F.pad(slopes, (1, 1), value=1.0)
     inside = inputs.abs() <= bound
     v = inputs.clamp(-bound, bound)
     index = (v[..., None] >= (y_knots if inverse else x_knots)[..., 1:-1]).sum(-1, keepdim=True)

@@ -49,14 +49,12 @@ def check(run: Run) -> None:
         console.print(f"log_likelihood of simulations: {float(values.min()):.1f} to {float(values.max()):.1f}")
     else:
         console.print("no log_likelihood: objective forward_kl only, and no certificates")
-        if any(p.objective == "elbo" for p in run.case.train.scheduled()):
+        for phase in (p for p in run.phases if p.needs_likelihood):
             raise InputError(
-                f"train.phases: objective elbo needs log_likelihood, which simulator {simulator.name!r} has not"
+                f"train.phases: objective {phase.label} needs log_likelihood, which simulator {simulator.name!r} has not"
             )
     if run.case.observation is not None:
         data = run.observation()
         console.print(f"observation {run.case.observation}: {len(data)} row(s): {', '.join(data.ids[:5])}")
-    console.print(
-        f"schedule: {', '.join(f'{p.objective} {p.steps} steps' for p in run.case.train.scheduled())}; device {run.device}"
-    )
+    console.print(f"schedule: {', '.join(f'{p.label} {p.steps} steps' for p in run.phases)}; device {run.device}")
     console.print("ok")

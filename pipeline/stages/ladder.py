@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.config import InferSettings
 from pipeline.estimators.importance import Evidence, WeightedDraws, summarize, systematic_resample
-from pipeline.estimators.network import Condition
+from pipeline.estimators.network import Condition, PosteriorNetwork
 from pipeline.estimators.posterior import Posterior
 from pipeline.estimators.proposal import Amortized, Mixture, weigh
 from pipeline.progress import progress_bar
 from pipeline.rng import generator
+from pipeline.training.adaptation import adapt
 from pipeline.training.refinement import refine
 from simulators.protocol import Data
 
@@ -74,12 +76,13 @@ def climb(posterior: Posterior, x: Data, *, settings: InferSettings, seed: int, 
     chosen, evidence, note, calls = draws, amortized, "", settings.proposals
     wanted = settings.refine.when == "always" or (settings.refine.when == "auto" and verdict != "exact")
     if wanted:
-        refined_draws = _refined(posterior, x, condition, settings, seed, index)
-        refined = summarize(refined_draws)
-        calls += settings.refine.steps * settings.refine.draws + settings.proposals
-        note = why_rejected(refined, amortized, settings)
+        refinement = _refine(posterior, x, condition, draws, amortized, settings, seed, index)
+        calls += refinement.calls
+        note = why_rejected(refinement.evidence, amortized, settings)
         if not note:
-            chosen, evidence, verdict = refined_draws, refined, "refined"
+            chosen, evidence, verdict = refinement.draws, refinement.evidence, "refined"
+        elif _is_better(refinement.evidence, amortized, settings) and verdict == "failed":
+            chosen, evidence, verdict = refinement.draws, refinement.evidence, "corrected"
     order, repeated = systematic_resample(
         chosen.log_weight, settings.draws, generator=_stream(posterior, seed, "deliver", index)
     )
@@ -107,6 +110,13 @@ def is_exact(evidence: Evidence, settings: InferSettings) -> bool:
     return ess >= settings.exact_ess_fraction and k <= limit
 
 
+def _is_better(refined: Evidence, amortized: Evidence, settings: InferSettings) -> bool:
+    """Whether a refinement that is not exact has at least earned `corrected`, and lost no evidence."""
+    fall = float(amortized.log_evidence - refined.log_evidence)
+    error = float((amortized.log_evidence_error.square() + refined.log_evidence_error.square()).sqrt())
+    return fall <= 2 * error and verdict_of(refined, settings, settings.proposals) == "corrected"
+
+
 def why_rejected(refined: Evidence, amortized: Evidence, settings: InferSettings) -> str:
     """Empty if a refinement passes, else the reason.
 
@@ -123,31 +133,77 @@ def why_rejected(refined: Evidence, amortized: Evidence, settings: InferSettings
     return ""
 
 
-def _refined(
-    posterior: Posterior, x: Data, condition: Condition, settings: InferSettings, seed: int, index: int
+@dataclass(frozen=True)
+class _Refinement:
+    """Weighted draws of a refined copy in its mixture, their figures, and the likelihood calls that they cost."""
+
+    draws: WeightedDraws
+    evidence: Evidence
+    calls: int
+
+
+def _refine(
+    posterior: Posterior,
+    x: Data,
+    condition: Condition,
+    draws: WeightedDraws,
+    amortized: Evidence,
+    settings: InferSettings,
+    seed: int,
+    index: int,
+) -> _Refinement:
+    """Adapt a copy of q where the amortized one is far off, then raise its ELBO; the second must not undo the first.
+
+    Reverse KL sharpens a copy but may leave a mode. Where the evidence that it finds falls below that of the adapted
+    copy, the adapted copy is what is delivered.
+    """
+    options = settings.refine
+    common: dict[str, Any] = {"simulator": posterior.simulator, "prior": posterior.prior, "x": x}
+    copy, calls, adapted = posterior.network, 0, None
+    widened = posterior.network  # what is widened is the amortized q, unless it is far off
+    if float(amortized.ess_fraction) < options.adapt.below:
+        with progress_bar("adapt", options.adapt.rounds) as advance:
+            stream = _stream(posterior, seed, "adapt", index)
+            copy, calls = adapt(
+                copy, condition, first=draws, settings=options.adapt, generator=stream, advance=advance, **common
+            )
+        widened = copy
+        stream = _stream(posterior, seed, "weigh-adapted", index)
+        adapted = _weigh_mixture(posterior, x, condition, copy, widened, settings, stream)
+        calls += settings.proposals
+    if options.steps == 0 and adapted is not None:
+        return _Refinement(adapted, summarize(adapted), calls)
+    with progress_bar("refine", options.steps) as advance:
+        stream = _stream(posterior, seed, "refine", index)
+        copy = refine(copy, condition, settings=options, generator=stream, advance=advance, **common)
+    stream = _stream(posterior, seed, "weigh-refined", index)
+    refined = _weigh_mixture(posterior, x, condition, copy, widened, settings, stream)
+    calls += options.steps * options.draws + settings.proposals
+    evidence = summarize(refined)
+    if adapted is not None and why_rejected(evidence, before := summarize(adapted), settings):
+        return _Refinement(adapted, before, calls)
+    return _Refinement(refined, evidence, calls)
+
+
+def _weigh_mixture(
+    posterior: Posterior,
+    x: Data,
+    condition: Condition,
+    copy: PosteriorNetwork,
+    widened: PosteriorNetwork,
+    settings: InferSettings,
+    stream: torch.Generator,
 ) -> WeightedDraws:
-    """Weighted draws under a mixture of the refined q, the amortized q, and the latter with widened tails.
+    """Weighted draws under a mixture of the refined q, the amortized q, and `widened` with wider tails.
 
     The amortized part keeps a mode that the copy may have left; the wide part bounds the weights where both have
     tails lighter than the posterior's.
     """
     options = settings.refine
-    with progress_bar("refine", options.steps) as advance:
-        copy = refine(
-            posterior.network,
-            condition,
-            simulator=posterior.simulator,
-            prior=posterior.prior,
-            x=x,
-            settings=options,
-            generator=_stream(posterior, seed, "refine", index),
-            advance=advance,
-        )
     amortized = Amortized(posterior.network, condition)
-    wide = Amortized(posterior.network, condition, base_scale=options.wide_scale)
+    wide = Amortized(widened, condition, base_scale=options.wide_scale)
     shares = [1 - options.amortized_share - options.wide_share, options.amortized_share, options.wide_share]
     mixture = Mixture([Amortized(copy, condition), amortized, wide], shares)
-    stream = _stream(posterior, seed, "weigh-refined", index)
     with progress_bar("weigh", settings.proposals) as advance:
         return weigh(
             mixture,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from pipeline.config import PhaseSettings, case_from_values
 from pipeline.diagnostics.calibration import Calibration, calibrate
 from pipeline.errors import InputError
 from pipeline.plots.calibration import plot_rank_ecdf, plot_rank_histogram, plot_tarp
@@ -36,7 +35,7 @@ from pipeline.plots.training import plot_training
 from pipeline.plots.weights import WeightSet, plot_weights
 from pipeline.progress import console
 from pipeline.rng import generator
-from pipeline.schema import CERTIFICATE, PROVENANCE, SETTINGS
+from pipeline.schema import CERTIFICATE, PROVENANCE
 from pipeline.stages.ladder import one_row
 from pipeline.stages.run import Run, begin, finish, inferred_observation, is_stale
 from pipeline.store import complete_or_absent, open_hdf5, provenance, read_safetensors_header, write_text
@@ -62,8 +61,7 @@ def report(run: Run) -> Path:
     observations = _observations(run, inputs["inference"])
     comparison = _comparison(run, inputs)
     calibration, calibration_figures = _calibration(run, inputs.get("validate"))
-    phases = case_from_values(json.loads(header[SETTINGS]), str(inputs["posterior"])).train.scheduled()
-    figures = [*_observation_figures(run, inputs), *_training_figures(phases, header), *calibration_figures]
+    figures = [*_observation_figures(run, inputs), *_training_figures(header), *calibration_figures]
     record = json.loads(provenance(key.started))
     content = ReportContent(
         title=run.case.title or run.case.name,
@@ -74,7 +72,7 @@ def report(run: Run) -> Path:
         infer=run.case.infer,
         comparison=tuple(comparison),
         calibration=calibration,
-        phases=tuple(_phases(phases, header)),
+        phases=tuple(_phases(header)),
         figures=tuple(figures),
         settings_yaml=yaml.safe_dump(run.case.dump(), sort_keys=False),
         provenance={k: str(v) for k, v in record.items() if k not in ("versions", "wall_time_s")},
@@ -235,27 +233,25 @@ def _history(header: dict[str, str]) -> dict[str, Array]:
     return {k: np.array([float(r[k]) if r[k] else np.nan for r in rows]) for k in rows[0]}
 
 
-def _training_figures(phases: Sequence[PhaseSettings], header: dict[str, str]) -> list[ReportFigure]:
+def _training_figures(header: dict[str, str]) -> list[ReportFigure]:
     history = _history(header)
-    before = np.concatenate([[0], np.cumsum([p.steps for p in phases])])
+    outcomes = json.loads(header["phases"])
+    before = np.concatenate([[0], np.cumsum([o["steps"] for o in outcomes])])
     history["step"] = history["step"] + before[history["phase"].astype(int)]
-    return [ReportFigure("training", "training", plot_training(history, phase_names=[p.objective for p in phases]))]
+    return [ReportFigure("training", "training", plot_training(history, phase_names=[o["label"] for o in outcomes]))]
 
 
-def _phases(phases: Sequence[PhaseSettings], header: dict[str, str]) -> list[PhaseRow]:
-    history = _history(header)
+def _phases(header: dict[str, str]) -> list[PhaseRow]:
     rows = []
-    for i, phase in enumerate(phases):
-        criterion = "held_out_forward_log_q" if phase.objective == "forward_kl" else "held_out_elbo"
-        mine = np.flatnonzero(history["phase"] == i)
-        best = mine[np.nanargmax(history[criterion][mine])]
-        figures: dict[str, Any] = {
-            k: float(history[k][best])
-            for k in ("held_out_forward_log_q", "held_out_elbo", "held_out_ess_fraction")
-            if np.isfinite(history[k][best])
-        }
-        note = f"best checkpoint at step {int(history['step'][best])} by {criterion}"
-        rows.append(PhaseRow(phase.objective, phase.steps, phase.learning_rate, **figures, note=note))
+    for outcome in json.loads(header["phases"]):
+        shown = ("held_out_forward_log_q", "held_out_elbo", "held_out_ess_fraction")
+        figures: dict[str, Any] = {k: outcome["after"][k] for k in shown if k in outcome["after"]}
+        note = f"had to improve {outcome['criterion'].removeprefix('held_out_').replace('_', ' ')}"
+        rows.append(
+            PhaseRow(
+                outcome["label"], outcome["steps"], outcome["learning_rate"], **figures, kept=outcome["kept"], note=note
+            )
+        )
     return rows
 
 

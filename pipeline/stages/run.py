@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch.distributions import Distribution
 
-from pipeline.config import CaseSettings, build_simulator
+from pipeline.config import CaseSettings, PhaseSettings, build_simulator
 from pipeline.errors import InputError
 from pipeline.progress import console
 from pipeline.schema import INPUTS
@@ -31,6 +31,7 @@ from pipeline.store import (
     stamp,
     write_text,
 )
+from pipeline.training.auto import schedule
 from simulators.priors import prior_of, proposal_of
 from simulators.protocol import Simulator, has_likelihood, read_observation
 
@@ -72,7 +73,9 @@ class Run:
 
     @cached_property
     def proposal(self) -> Distribution:
-        """What theta is drawn from for training, on the CPU."""
+        """What theta is drawn from for training, on the CPU; the prior itself where nothing is replaced."""
+        if not self.case.simulate.proposal:
+            return self.prior
         try:
             return proposal_of(self.simulator, self.case.simulate.proposal)
         except ValueError as error:
@@ -86,6 +89,15 @@ class Run:
         if name == "cuda" and not torch.cuda.is_available():
             raise InputError("device: cuda was asked for, but torch sees no GPU; use device: auto or cpu")
         return torch.device("cuda" if name in ("auto", "cuda") and torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def phases(self) -> tuple[PhaseSettings, ...]:
+        """The training schedule, chosen where the case gives none."""
+        return schedule(
+            self.case.train,
+            has_likelihood=has_likelihood(self.simulator),
+            simulations=self.case.simulate.count,
+        )
 
     def pin_threads(self) -> None:
         """Set the CPU threads that `threads` asks for."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,11 @@ from pipeline.rng import derived_seed
 from pipeline.stages.run import Run, begin, finish
 from pipeline.stages.simulate import HELD_OUT, need_same_proposal
 from pipeline.store import open_hdf5, read_data, write_text
-from pipeline.training.data import TrainingSet, training_set
+from pipeline.training.data import FreshSimulations, TrainingSet, training_set
 from pipeline.training.schedule import format_history, train_schedule
 from simulators.priors import to_device
 
-VERSION = 1
+VERSION = 2
 HELD_OUT_ROWS = 512
 """Held-out simulations used for checks while training; the rest is left to `validate`."""
 
@@ -36,28 +38,34 @@ def train(run: Run) -> Path:
     _say_what_the_proposal_means(run)
     held_out, training = load_simulations(run)
     network = _initial_network(run, training)
+    prior = to_device(run.prior, run.device)
+    proposal = prior if run.proposal is run.prior else to_device(run.proposal, run.device)
+    fresh = FreshSimulations(run.simulator, prior, proposal, run.device)
     trained = train_schedule(
         network,
         case=run.case,
+        phases=run.phases,
         simulator=run.simulator,
-        prior=to_device(run.prior, run.device),
-        training=training,
+        prior=prior,
+        proposal=proposal,
+        training=fresh if run.case.train.data == "online" else training,
         held_out=held_out,
         folder=run.folder / "checkpoints",
         key=key.key,
     )
     history = format_history(trained.history)
     write_text(run.folder / "training.csv", history)
-    attributes = key.attributes() | {"history": history, "refused": trained.refused}
+    outcomes = json.dumps([asdict(o) for o in trained.phases])
+    counts = {"refused": trained.refused, "skipped": trained.skipped}
+    attributes = key.attributes() | {"history": history, "phases": outcomes} | counts
     Posterior(run.case, run.simulator, network).save(output, attributes=attributes)
-    last = trained.history[-1]
-    figures = ", ".join(
-        f"{k.removeprefix('held_out_')} {last[k]:.3f}"
-        for k in ("held_out_forward_log_q", "held_out_elbo", "held_out_ess_fraction")
-        if k in last
-    )
     if trained.refused:
-        console.print(f"train: {trained.refused} draws had no finite likelihood or prior and were left out of the ELBO")
+        console.print(f"train: {trained.refused} draws had no finite likelihood or prior: no weight, no gradient")
+    if trained.skipped:
+        console.print(f"train: {trained.skipped} steps had a gradient that was not finite and changed nothing")
+    final = next(o for o in reversed(trained.phases) if o.kept).after
+    names = ("forward_log_q", "elbo", "ess_fraction")
+    figures = ", ".join(f"{n} {final[f'held_out_{n}']:.3f}" for n in names if f"held_out_{n}" in final)
     return finish(run, key, f"held-out {figures}")
 
 
@@ -93,16 +101,14 @@ def _say_what_the_proposal_means(run: Run) -> None:
     """A forward_kl phase under a proposal learns the proposal's posterior: never in silence."""
     if not run.case.simulate.proposal:
         return
-    phases = run.case.train.scheduled()
-    unweighted = [
-        i for i, p in enumerate(phases) if (p.objective == "forward_kl" or p.forward_kl_share > 0) and not p.weighted
-    ]
+    phases = run.phases
+    unweighted = [i for i, p in enumerate(phases) if "forward_kl" in p.weights and not p.weighted]
     if unweighted:
         replaced = ", ".join(run.case.simulate.proposal)
         last = (
             "the weights of the certificate correct it"
-            if phases[-1].objective == "forward_kl"
-            else "the ELBO phase after it targets the prior's"
+            if not phases[-1].needs_likelihood
+            else f"phase {len(phases) - 1} ({phases[-1].label}) targets the prior's"
         )
         console.print(
             f"train: theta comes from a proposal ({replaced}): forward_kl in phase {', '.join(map(str, unweighted))} learns the proposal's posterior; {last}"

@@ -1,8 +1,9 @@
-"""Simulations as training batches, by direct indexing: a batch is a function of (seed, step)."""
+"""Training pairs, stored or fresh: a batch is a function of (seed, stage, step), and lies on the training device."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.distributions import Distribution
 
 from pipeline.estimators.network import NetworkInput, network_input
 from pipeline.rng import generator
+from simulators.priors import sample
 from simulators.protocol import Data, Simulator
 
 
@@ -37,6 +39,24 @@ class TrainingSet:
         x = {k: v[index] for k, v in self.x.items()}
         return TrainingSet(self.theta[index], x, self.inputs.rows(index), self.log_importance[index])
 
+    def batches(self, batch: int, *, seed: int, stage: str) -> Batches:
+        """Batches of stored simulations."""
+        return StoredBatches(self, batch, seed=seed, stage=stage)
+
+
+class Batches(Protocol):
+    """Training pairs of every step."""
+
+    def __getitem__(self, step: int) -> TrainingSet: ...
+
+
+class Source(Protocol):
+    """Where training pairs come from: stored simulations (`TrainingSet`), or fresh ones (`FreshSimulations`)."""
+
+    def batches(self, batch: int, *, seed: int, stage: str) -> Batches:
+        """Batches of `batch` rows, a function of (seed, stage, step)."""
+        ...
+
 
 def training_set(
     simulator: Simulator,
@@ -48,34 +68,80 @@ def training_set(
     device: torch.device,
     block: int = 32_768,
 ) -> TrainingSet:
-    """Move simulations to `device`, and compute features and pilot in blocks."""
+    """Move simulations to `device`, and compute features and pilot in blocks.
+
+    Args:
+        prior, proposal: on the device of theta.
+    """
     x = {k: v.to(device) for k, v in x.items()}
     parts = [network_input(simulator, {k: v[i : i + block] for k, v in x.items()}) for i in range(0, len(theta), block)]
     inputs = NetworkInput(*(torch.cat(p) for p in zip(*parts, strict=True)))
     theta = theta.double()
-    log_importance = prior.log_prob(theta) - proposal.log_prob(theta)
+    if proposal is prior:
+        log_importance = theta.new_zeros(len(theta))
+    else:
+        log_importance = prior.log_prob(theta) - proposal.log_prob(theta)
     return TrainingSet(theta.to(device), x, inputs, log_importance.to(device))
 
 
-class Batches:
-    """Row numbers of every step: epochs are permutations, each row once, and depend on the seed alone.
+class StoredBatches:
+    """Batches of stored simulations by direct indexing: epochs are permutations, each row at most once.
 
     Args:
-        rows: N.
+        stored: N simulations.
         batch: rows a step; N where that is smaller.
         seed, stage: of the random stream.
     """
 
-    def __init__(self, rows: int, batch: int, *, seed: int, stage: str, device: torch.device) -> None:
-        self.rows, self.batch = rows, min(batch, rows)
-        self.seed, self.stage, self.device = seed, stage, device
-        self.per_epoch = rows // self.batch
+    def __init__(self, stored: TrainingSet, batch: int, *, seed: int, stage: str) -> None:
+        self.stored, self.batch = stored, min(batch, len(stored))
+        self.seed, self.stage = seed, stage
+        self.per_epoch = len(stored) // self.batch
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
-    def __getitem__(self, step: int) -> Tensor:
+    def index(self, step: int) -> Tensor:
+        """Row numbers of a step."""
         epoch, position = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             stream = generator(self.seed, f"{self.stage}-epoch", epoch)
-            self._order = torch.randperm(self.rows, generator=stream).to(self.device)
+            self._order = torch.randperm(len(self.stored), generator=stream).to(self.stored.theta.device)
             self._epoch = epoch
         return self._order[position * self.batch : (position + 1) * self.batch]
+
+    def __getitem__(self, step: int) -> TrainingSet:
+        return self.stored.rows(self.index(step))
+
+
+@dataclass(frozen=True)
+class FreshSimulations:
+    """An endless supply: every batch is simulated on the training device when it is asked for.
+
+    Attributes:
+        simulator: fast and batched.
+        prior, proposal: on `device`.
+        device: of training.
+    """
+
+    simulator: Simulator
+    prior: Distribution
+    proposal: Distribution
+    device: torch.device
+
+    def batches(self, batch: int, *, seed: int, stage: str) -> Batches:
+        """Batches of fresh simulations."""
+        return _FreshBatches(self, batch, seed, stage)
+
+
+@dataclass(frozen=True)
+class _FreshBatches:
+    source: FreshSimulations
+    batch: int
+    seed: int
+    stage: str
+
+    def __getitem__(self, step: int) -> TrainingSet:
+        s = self.source
+        stream = generator(self.seed, f"{self.stage}-fresh", step, device=s.device)
+        theta = sample(s.proposal, self.batch, stream)
+        x = s.simulator.simulate(theta, None, generator=stream)
+        return training_set(s.simulator, theta, x, prior=s.prior, proposal=s.proposal, device=s.device)

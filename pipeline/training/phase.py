@@ -1,4 +1,4 @@
-"""One phase of the schedule as a Lightning module: loss, averaged weights, held-out checks."""
+"""One phase of the schedule as a Lightning module: loss, averaged weights, held-out checks under the guard."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pipeline.config import PhaseSettings, TrainSettings
-from pipeline.estimators.importance import WeightedDraws, ess_fraction, log_evidence
-from pipeline.estimators.network import PosteriorNetwork
+from pipeline.estimators.network import Condition, PosteriorNetwork
 from pipeline.objectives.elbo import Bound, elbo
 from pipeline.objectives.forward_kl import forward_kl
+from pipeline.objectives.iwelbo import iwelbo
+from pipeline.objectives.wake import wake
 from pipeline.rng import generator
 from pipeline.training.averaging import follow
-from pipeline.training.data import Batches, TrainingSet
-from simulators.protocol import Simulator, has_likelihood, log_likelihood
+from pipeline.training.data import Source, TrainingSet
+from pipeline.training.guard import Guard, held_out_figures
+from simulators.priors import sample
+from simulators.protocol import Simulator, log_likelihood
 
-HELD_OUT_DRAWS = 256
 WARM_UP_STEPS = 100
-CRITERION = {"forward_kl": "held_out_forward_log_q", "elbo": "held_out_elbo"}
 
 
 class Phase(L.LightningModule):
@@ -31,7 +32,8 @@ class Phase(L.LightningModule):
 
     Batches and noise of step t depend on (seed, phase, t) alone, so that a resumed phase equals an
     uninterrupted one. `averaged` follows the network as an exponential moving average; it is what is checked
-    on held-out simulations, and the best of it is what the phase delivers.
+    on held-out simulations. The best of it that passes the guard is what the phase delivers; where none does,
+    the network from which the phase started.
     """
 
     def __init__(
@@ -44,71 +46,113 @@ class Phase(L.LightningModule):
         seed: int,
         simulator: Simulator,
         prior: Distribution,
-        training: TrainingSet,
+        training: Source,
         held_out: TrainingSet,
+        guard: Guard,
+        proposal: Distribution | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.averaged = copy.deepcopy(network).requires_grad_(False)
         self.best = copy.deepcopy(network).requires_grad_(False)
-        self.best_value = -math.inf
+        self.guard = guard
+        self.best_value = guard.start
+        self.kept = False
         self.phase, self.index, self.settings, self.seed = phase, index, settings, seed
-        self.simulator, self.prior = simulator, prior
-        self.training_rows, self.held_out = training, held_out
-        self.batches = Batches(
-            len(training), phase.batch, seed=seed, stage=f"train-{index}", device=training.theta.device
-        )
+        self.simulator, self.prior, self.proposal = simulator, prior, proposal
+        self.held_out = held_out
+        self.batches = training.batches(phase.batch, seed=seed, stage=f"train-{index}")
         self.history: list[dict[str, float]] = []
         self.register_buffer("refused", torch.zeros((), dtype=torch.long))
+        self.register_buffer("skipped", torch.zeros((), dtype=torch.long))
         self.recent: dict[str, Tensor] = {}
 
     # ------------------------------------------------------------ one step
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        step = self.global_step
-        rows = self.training_rows.rows(self.batches[step])
-        stream = generator(self.seed, f"train-{self.index}", step, device=self.device)
+        rows = self.batches[self.global_step]
+        stream = generator(self.seed, f"train-{self.index}", self.global_step, device=rows.theta.device)
         condition = self.network.condition(rows.inputs)
-        share = 1.0 if self.phase.objective == "forward_kl" else self.phase.forward_kl_share
-        loss = torch.zeros((), device=self.device)
         self.recent = {}
-        if share > 0:
-            log_q = self.network.log_q(rows.theta, condition)
-            weights = rows.log_importance.float() if self.phase.weighted else None
-            loss = loss + share * forward_kl(log_q.float(), weights)
-        if share < 1:
-            bound = self._bound(rows, condition, stream)
-            loss = loss - (1 - share) * bound.elbo.float()
-            self.refused += bound.refused
-            self.recent = {
-                "elbo": bound.elbo,
-                "reconstruction": bound.reconstruction,
-                "regularization": bound.regularization,
-            }
+        parts = [w * self._loss(name, rows, condition, stream).float() for name, w in self.phase.weights.items()]
+        loss = torch.stack(parts).sum()
         self.recent = {k: v.detach() for k, v in (self.recent | {"loss": loss}).items()}
         return loss
 
-    def _bound(self, rows: TrainingSet, condition: Any, stream: torch.Generator) -> Bound:
-        path = self.phase.gradient == "sticking_the_landing"
+    def _loss(self, objective: str, rows: TrainingSet, condition: Condition, stream: torch.Generator) -> Tensor:
+        """What one objective minimises, on the rows of this step."""
+        if objective == "forward_kl":
+            log_q = self.network.log_q(rows.theta, condition)
+            return forward_kl(log_q, rows.log_importance if self.phase.weighted else None)
+        if objective == "wake":
+            return self._wake(rows, condition, stream)
+        bound = self._bound(objective, rows, condition, stream)
+        self.refused += bound.refused
+        self.recent |= {"reconstruction": bound.reconstruction, "regularization": bound.regularization}
+        self.recent["elbo"] = bound.reconstruction - bound.regularization
+        return -bound.value
+
+    def _bound(self, objective: str, rows: TrainingSet, condition: Condition, stream: torch.Generator) -> Bound:
+        path = objective == "iwelbo" or self.phase.gradient == "sticking_the_landing"
         # float64: a time in days since 4713 BC has steps of a quarter of a day in float32
         theta, log_q = self.network.draw(
             condition, self.phase.draws, generator=stream, path_gradient=path, dtype=torch.float64
         )
-        x = rows.x
-        return elbo(
+        bound = iwelbo if objective == "iwelbo" else elbo
+        return bound(
             theta,
             log_q,
-            log_likelihood=lambda t: log_likelihood(self.simulator, t, x),
+            log_likelihood=lambda t: log_likelihood(self.simulator, t, rows.x),
             log_prior=self.prior.log_prob,
+            power=self._power(),
         )
 
+    def _wake(self, rows: TrainingSet, condition: Condition, stream: torch.Generator) -> Tensor:
+        """Self-normalised forward KL at draws of q, a share of them from the prior (balance heuristic)."""
+        from_prior = round(self.phase.prior_share * self.phase.draws)
+        with torch.no_grad():
+            fixed = Condition(*(t.detach() for t in condition))
+            theta, _ = self.network.draw(fixed, self.phase.draws - from_prior, generator=stream, dtype=torch.float64)
+            if from_prior:
+                prior_draws = sample(self.prior, from_prior * len(rows), stream).view(from_prior, *theta.shape[1:])
+                theta = torch.cat([theta, prior_draws.to(theta)])
+        log_q = self.network.log_q(theta, condition)
+        with torch.no_grad():
+            log_prior = self.prior.log_prob(theta)
+            joint = self._power() * log_likelihood(self.simulator, theta, rows.x) + log_prior
+            source = log_q
+            if from_prior:
+                share = from_prior / self.phase.draws
+                source = torch.logaddexp(log_q + math.log1p(-share), log_prior + math.log(share))
+            log_weight = joint - source
+            self.refused += (~log_weight.isfinite()).sum()
+        return wake(log_q, log_weight)
+
+    def _power(self) -> float:
+        r"""Exponent of the likelihood, $\beta = \beta_0^{\max(0, 1 - 2t/T)}$."""
+        remaining = max(0.0, 1 - 2 * self.global_step / self.phase.steps)
+        return self.phase.temper_from**remaining
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the norm; a gradient that is not finite becomes zero and is counted, without waiting for the device."""
+        parameters = [p for p in self.network.parameters() if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
+        finite = norm.isfinite()
+        for p in parameters:
+            assert p.grad is not None
+            p.grad = torch.where(finite, p.grad, 0.0)
+        self.skipped += ~finite
+
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.phase.learning_rate)
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.phase.learning_rate, fused=True)
+        warm_up = min(WARM_UP_STEPS, self.phase.steps // 5 + 1)
 
         def factor(step: int) -> float:
             """Linear warm-up, then a cosine to a hundredth."""
             progress = min(1.0, step / self.phase.steps)
-            return min(1.0, (step + 1) / WARM_UP_STEPS) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+            return min(1.0, (step + 1) / warm_up) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -130,61 +174,32 @@ class Phase(L.LightningModule):
 
     @torch.no_grad()
     def _check(self, step: int) -> None:
-        """Append a row of the training log, and keep the best averaged weights."""
+        """Append a row of the training log, and keep the best averaged weights that pass the guard."""
         row = {"phase": float(self.index), "step": float(step)}
         row |= {k: float(v) for k, v in self.recent.items()}
-        row |= held_out_figures(self.averaged, self.simulator, self.prior, self.held_out, seed=self.seed)
+        row |= held_out_figures(
+            self.averaged, self.simulator, self.prior, self.held_out, seed=self.seed, proposal=self.proposal
+        )
         self.history.append(row)
-        value = row[CRITERION[self.phase.objective]]
-        if value > self.best_value:
-            self.best_value = value
+        value = row[self.guard.criterion]
+        if self.guard.passes(row) and value > self.best_value:
+            self.best_value, self.kept = value, True
             self.best.load_state_dict(self.averaged.state_dict())
         if self.logger is not None:
             self.logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)
 
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the last `patience` checks have all lost more than the guard allows."""
+        last = self.history[-self.settings.guard.patience :]
+        return len(last) == self.settings.guard.patience and not any(self.guard.keeps_modes(row) for row in last)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"] = self.history
         checkpoint["best_value"] = self.best_value
+        checkpoint["kept"] = self.kept
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history = checkpoint["history"]
         self.best_value = checkpoint["best_value"]
-
-
-@torch.no_grad()
-def held_out_figures(
-    network: PosteriorNetwork, simulator: Simulator, prior: Distribution, held_out: TrainingSet, *, seed: int
-) -> dict[str, float]:
-    r"""What simulations that were not trained on say of q.
-
-    `held_out_forward_log_q` is the mean log q of the true theta: the one figure that sees a lost mode. Where
-    theta came from a proposal it is weighted by prior / proposal. With a likelihood also the held-out
-    ELBO, its two terms, the gap to the evidence as 256 draws estimate it (a lower bound where weights vary
-    much), and mean and median of the ESS fraction.
-    """
-    condition = network.condition(held_out.inputs)
-    log_q = network.log_q(held_out.theta, condition)
-    weights = torch.softmax(held_out.log_importance, 0)
-    figures = {"held_out_forward_log_q": float((weights * log_q).sum())}
-    if not has_likelihood(simulator):
-        return figures
-    stream = generator(seed, "train-held-out", device=held_out.theta.device)
-    theta, log_q = network.draw(condition, HELD_OUT_DRAWS, generator=stream, dtype=torch.float64)
-    draws = WeightedDraws(theta, log_q, log_likelihood(simulator, theta, held_out.x), prior.log_prob(theta))
-    log_weight = draws.log_weight
-    usable = log_weight.isfinite()
-    count = usable.sum()
-
-    def mean(values: Tensor) -> float:
-        """Over usable draws only; the share of unusable ones is reported beside it."""
-        return float(torch.where(usable, values, 0.0).sum() / count)
-
-    ess = ess_fraction(log_weight)
-    figures["held_out_elbo"] = mean(log_weight)
-    figures["held_out_reconstruction"] = mean(draws.log_likelihood)
-    figures["held_out_regularization"] = mean(draws.log_q - draws.log_prior)
-    figures["held_out_kl_gap"] = float(log_evidence(log_weight).mean()) - figures["held_out_elbo"]
-    figures["held_out_refused"] = float((~usable).double().mean())
-    figures["held_out_ess_fraction"] = float(ess.mean())
-    figures["held_out_ess_fraction_median"] = float(ess.median())
-    return figures
+        self.kept = checkpoint["kept"]

@@ -66,12 +66,12 @@ def refine(
                 log_prior=prior.log_prob,
             )
             optimizer.zero_grad()
-            (-bound.elbo).backward()
+            (-bound.value).backward()
             torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
             optimizer.step()
             decay = min(AVERAGE, (1 + step) / (10 + step))
             follow(averaged, refined.flow, decay)
             if advance:
-                advance(1, note=f"ELBO {float(bound.elbo.detach()):.3f}" if step % 10 == 0 else None)
+                advance(1, note=f"ELBO {float(bound.value.detach()):.3f}" if step % 10 == 0 else None)
     refined.flow.load_state_dict(averaged.state_dict())
     return refined.requires_grad_(False)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 import math
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,15 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.data import DataLoader
 
-from pipeline.config import CaseSettings
+from pipeline.config import CaseSettings, PhaseSettings
 from pipeline.errors import InputError
 from pipeline.estimators.network import PosteriorNetwork
 from pipeline.interrupt import asked_to_stop, stop_if_asked
-from pipeline.progress import progress_bar
+from pipeline.progress import console, progress_bar
 from pipeline.store import complete_or_absent, read_safetensors, write_safetensors, write_text
-from pipeline.training.data import TrainingSet
-from pipeline.training.phase import CRITERION, Phase
+from pipeline.training.data import Source, TrainingSet
+from pipeline.training.guard import guard_of
+from pipeline.training.phase import Phase
 from simulators.protocol import Simulator, has_likelihood
 
 HISTORY_COLUMNS: list[str] = [
@@ -49,11 +52,45 @@ HISTORY_COLUMNS: list[str] = [
 
 
 @dataclass(frozen=True)
+class PhaseOutcome:
+    """What one phase did, and whether the guard let it keep that.
+
+    Attributes:
+        label: its objective in words.
+        kept: whether the network after it is its own; otherwise it was rolled back.
+        criterion: the held-out figure that it had to improve.
+        steps: optimiser steps taken.
+        learning_rate: at the start of the phase.
+        before, after: held-out figures of the network before (none for an untrained one) and after it.
+    """
+
+    label: str
+    kept: bool
+    criterion: str
+    steps: int
+    learning_rate: float
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+
+    def __str__(self) -> str:
+        if not self.before:
+            return f"{self.label}: {self.criterion.removeprefix('held_out_')} {self.after[self.criterion]:.3f}"
+        lost = self.before["held_out_forward_log_q"] - self.after["held_out_forward_log_q"]
+        change = f"{self.before[self.criterion]:.3f} to {self.after[self.criterion]:.3f}"
+        name = self.criterion.removeprefix("held_out_")
+        if self.kept:
+            return f"{self.label}: {name} {change}, forward_log_q {-lost:+.3f}"
+        return f"{self.label}: rolled back: best {name} {change}, forward_log_q {-lost:+.3f}"
+
+
+@dataclass(frozen=True)
 class Trained:
-    """Outcome of a schedule: history rows, and unusable draws met while training."""
+    """Outcome of a schedule: history rows, phases, unusable draws met, steps whose gradient was not finite."""
 
     history: list[dict[str, float]]
+    phases: list[PhaseOutcome]
     refused: int
+    skipped: int
 
 
 class _Steps:
@@ -83,6 +120,7 @@ class _Checkpoints(Callback):
         pl_module.after_step()
         step = trainer.global_step
         due = step % self.every == 0
+        trainer.should_stop = trainer.should_stop or pl_module.is_hopeless
         if pl_module.history and pl_module.history[-1]["step"] == step:
             write_text(self.table, format_history([*self.before, *pl_module.history]))
         if due or asked_to_stop():
@@ -106,71 +144,121 @@ def train_schedule(
     network: PosteriorNetwork,
     *,
     case: CaseSettings,
+    phases: Sequence[PhaseSettings],
     simulator: Simulator,
     prior: Distribution,
-    training: TrainingSet,
+    training: Source,
     held_out: TrainingSet,
     folder: Path,
     key: str,
+    proposal: Distribution | None = None,
 ) -> Trained:
-    """Train `network` in place through all phases of `case.train`.
+    """Train `network` in place through all phases; after each the guard decides whether it counts.
 
     `training.csv` beside the folder follows every check. Finished phases are kept as
     `folder/phase-<i>.safetensors`, the current one as `folder/phase-<i>.ckpt`;
     both belong to the content key `key`, and are ignored under another.
 
+    Args:
+        proposal: what theta of the simulations was drawn from, on the training device; None is the prior.
+
     Raises:
-        InputError: an ELBO phase without a likelihood, or a loss that is not finite.
+        InputError: a phase that needs a likelihood without one, or a loss that is not finite.
     """
-    phases = case.train.scheduled()
-    if any(p.objective == "elbo" for p in phases) and not has_likelihood(simulator):
+    tractable = has_likelihood(simulator)
+    for needy in (p for p in phases if p.needs_likelihood and not tractable):
         raise InputError(
-            f"train.phases: objective elbo needs log_likelihood, which simulator {simulator.name!r} has not"
+            f"train.phases: objective {needy.label} needs log_likelihood, which simulator {simulator.name!r} has not"
         )
     folder.mkdir(parents=True, exist_ok=True)
     _discard_other_runs(folder, key)
+    table = folder.parent / "training.csv"
     history: list[dict[str, float]] = []
-    refused = 0
+    outcomes: list[PhaseOutcome] = []
+    counts = {"refused": 0, "skipped": 0}
+    before: dict[str, float] = {}
+    best_forward_log_q = -math.inf
     for index, settings in enumerate(phases):
         finished = folder / f"phase-{index}.safetensors"
-        module = Phase(
-            network,
-            phase=settings,
-            index=index,
-            settings=case.train,
-            seed=case.seed,
-            simulator=simulator,
-            prior=prior,
-            training=training,
-            held_out=held_out,
-        )
         if finished.is_file():
             tensors, header = read_safetensors(finished)
             network.load_state_dict(tensors)
-            history += _parse_history(header["history"])
-            refused += int(header["refused"])
-            continue
-        _fit(module, folder / f"phase-{index}.ckpt", folder.parent / "training.csv", history, case)
-        network.load_state_dict(module.best.state_dict())
-        history += module.history
-        refused += int(module.refused)
-        metadata = {"history": format_history(module.history), "refused": int(module.refused)}
-        write_safetensors(finished, network.state_dict(), metadata)
-        (folder / f"phase-{index}.ckpt").unlink(missing_ok=True)
-    return Trained(history, refused)
+            rows, outcome = _parse_history(header["history"]), PhaseOutcome(**json.loads(header["outcome"]))
+            added = {name: int(header[name]) for name in counts}
+        else:
+            guard = guard_of(
+                settings,
+                case.train.guard,
+                has_likelihood=tractable,
+                start=before or None,
+                best_forward_log_q=best_forward_log_q,
+            )
+            module = Phase(
+                network,
+                phase=settings,
+                index=index,
+                settings=case.train,
+                seed=case.seed,
+                simulator=simulator,
+                prior=prior,
+                training=training,
+                held_out=held_out,
+                guard=guard,
+                proposal=proposal,
+            )
+            _fit(module, folder / f"phase-{index}.ckpt", table, history, case, held_out.theta.device)
+            network.load_state_dict(module.best.state_dict())
+            rows, outcome = module.history, _outcome(module, before)
+            added = {name: int(getattr(module, name)) for name in counts}
+            metadata = {"history": format_history(rows), "outcome": json.dumps(asdict(outcome)), **added}
+            write_safetensors(finished, network.state_dict(), metadata)
+            (folder / f"phase-{index}.ckpt").unlink(missing_ok=True)
+            console.print(f"train: phase {index}, {outcome}")
+        history += rows
+        outcomes.append(outcome)
+        counts = {name: counts[name] + added[name] for name in counts}
+        if outcome.kept:
+            before = dict(outcome.after)
+            best_forward_log_q = max(best_forward_log_q, before["held_out_forward_log_q"])
+    return Trained(history, outcomes, **counts)
 
 
-def _fit(module: Phase, checkpoint: Path, table: Path, before: list[dict[str, float]], case: CaseSettings) -> None:
+def _outcome(module: Phase, before: Mapping[str, float]) -> PhaseOutcome:
+    """Figures of the best check that passed the guard, or of the best that did not."""
+    criterion = module.guard.criterion
+    allowed = [row for row in module.history if module.guard.passes(row)]
+    best = max(allowed or module.history, key=lambda row: row[criterion])
+    figures = {k: v for k, v in best.items() if k.startswith("held_out_")}
+    steps = int(module.history[-1]["step"])
+    return PhaseOutcome(
+        label=module.phase.label,
+        kept=module.kept,
+        criterion=criterion,
+        steps=steps,
+        learning_rate=module.phase.learning_rate,
+        before=dict(before),
+        after=figures,
+    )
+
+
+def _fit(
+    module: Phase,
+    checkpoint: Path,
+    table: Path,
+    before: list[dict[str, float]],
+    case: CaseSettings,
+    device: torch.device,
+) -> None:
     phase = module.phase
     done = 0
     if checkpoint.is_file():
         done = int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings(), progress_bar(phase.objective, phase.steps, completed=done, safe=False) as advance:
+    with warnings.catch_warnings(), progress_bar(phase.label, phase.steps, completed=done, safe=False) as advance:
         warnings.simplefilter("ignore")  # Lightning advises on loaders and loggers that we do not use
         trainer = L.Trainer(
-            accelerator="gpu" if module.training_rows.theta.is_cuda else "cpu",
+            accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=1,
             max_steps=phase.steps,
             max_epochs=-1,
@@ -189,11 +277,11 @@ def _fit(module: Phase, checkpoint: Path, table: Path, before: list[dict[str, fl
         trainer.fit(module, loader, ckpt_path=checkpoint if done else None, weights_only=True)
     if not all(math.isfinite(v) for r in module.history for k, v in r.items() if k == "loss"):
         raise InputError(
-            f"train: the loss of phase {module.index} ({phase.objective}) became NaN or infinite; try a lower learning_rate"
+            f"train: the loss of phase {module.index} ({phase.label}) became NaN or infinite; try a lower learning_rate"
         )
-    if not math.isfinite(module.best_value):  # `best` would then be the network from which the phase started
+    if not any(math.isfinite(row[module.guard.criterion]) for row in module.history):
         raise InputError(
-            f"train: {CRITERION[phase.objective]} of phase {module.index} ({phase.objective}) was never a finite number"
+            f"train: {module.guard.criterion} of phase {module.index} ({phase.label}) was never a finite number"
         )
 
 

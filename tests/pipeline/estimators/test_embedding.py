@@ -1,15 +1,160 @@
-"""Standardised features, and the network behind them."""
+"""One contract for all embeddings: shapes, gradients, standardised input; and what stands in absent items never matters."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
+from torch import Tensor
 
 from pipeline.config import EmbeddingSettings
-from pipeline.estimators.embedding import Embedding, Standardize
+from pipeline.errors import InputError
+from pipeline.estimators.embedding import Embedding
+from pipeline.estimators.standardize import Standardize
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    "mlp": (),
+    "none": (),
+    "residual": (),
+    "cnn1d": (2, 12),
+    "cnn2d": (2, 3, 4),
+    "set": (6, 4),
+    "transformer": (6, 4),
+}
+FEATURES = 24
+KINDS = [*SHAPES]
+ITEMS = ["set", "transformer"]
 
 
-def features() -> torch.Tensor:
-    """Wide, narrow, far from zero, and two that never change."""
+def settings(kind: Any, **changes: Any) -> EmbeddingSettings:
+    small: dict[str, Any] = {"hidden": 8, "output": 5, "channels": (3, 4), "kernel": 2, "heads": 2}
+    return EmbeddingSettings(kind=kind, **(small | changes))
+
+
+def embedding(kind: str, **changes: Any) -> Embedding:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return Embedding(FEATURES, settings(kind, **changes), shape=SHAPES[kind])
+
+
+def observations(rows: int = 7) -> Tensor:
+    """Of any kind; read as items, the first row has all six, the second none, the others some."""
+    x = 10 + 3 * torch.randn(rows, FEATURES, generator=torch.Generator().manual_seed(2))
+    items = x.view(rows, 6, 4)
+    items[..., 3] = (torch.rand(rows, 6, generator=torch.Generator().manual_seed(3)) < 0.6).float()
+    items[0, :, 3], items[1, :, 3] = 1.0, 0.0
+    return x
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_output_has_its_shape_is_finite_and_differs_between_rows(kind: str) -> None:
+    net = embedding(kind)
+    net.standardize.fit(observations())
+    context = net(observations())
+    assert net.features == FEATURES
+    assert net.output == (FEATURES if kind == "none" else 5)
+    assert context.shape == (7, net.output)
+    assert bool(context.isfinite().all())
+    assert bool((context.std(0) > 0).any())
+    for n in range(7):  # rows do not see each other
+        torch.testing.assert_close(net(observations()[n : n + 1])[0], context[n])
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "none"])
+def test_gradients_reach_every_parameter(kind: str) -> None:
+    net = embedding(kind, hidden=32)
+    net.standardize.fit(observations())
+    net(observations()).square().sum().backward()
+    assert all(p.grad is not None and float(p.grad.abs().max()) > 0 for p in net.parameters() if p.numel() > 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_is_saved_and_loaded_and_dtype_is_followed(kind: str) -> None:
+    net = embedding(kind)
+    net.standardize.fit(observations())
+    again = Embedding(FEATURES, settings(kind), shape=SHAPES[kind])
+    again.load_state_dict(net.state_dict())
+    assert torch.equal(again(observations()), net(observations()))
+    double = net.double()(observations())
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), again(observations()), rtol=1e-4, atol=1e-4)
+
+
+# ------------------------------------------------------------ items
+
+
+@pytest.mark.parametrize("kind", ITEMS)
+@pytest.mark.parametrize("training", [True, False])
+def test_what_stands_in_absent_items_never_matters(kind: str, training: bool) -> None:
+    x, changed = observations(), observations()
+    items = changed.view(7, 6, 4)
+    items[..., :3] = torch.where(items[..., 3:] > 0, items[..., :3], 1e5)
+    assert not torch.equal(x, changed)
+    one, other = embedding(kind).train(training), embedding(kind).train(training)
+    one.standardize.fit(x)
+    other.standardize.fit(changed)
+    assert torch.equal(one(x), other(changed))
+
+
+@pytest.mark.parametrize("kind", ITEMS)
+def test_order_of_items_does_not_matter_but_their_number_does(kind: str) -> None:
+    x = observations()
+    net = embedding(kind).double()
+    net.standardize.fit(x)
+    shuffled = x.view(7, 6, 4)[:, [3, 0, 5, 1, 4, 2]].flatten(1)
+    torch.testing.assert_close(net(shuffled), net(x))
+    fewer = x.view(7, 6, 4).clone()
+    fewer[0, 0, 3] = 0.0
+    difference = (net(fewer.flatten(1)) - net(x)).abs().amax(1)
+    assert float(difference[0].detach()) > 1e-4
+    assert bool((difference[1:] == 0).all())
+
+
+def test_a_set_knows_how_many_items_there_are_even_if_they_are_equal() -> None:
+    x = torch.ones(2, 6, 4)
+    x[1, 1:, 3] = 0
+    one, six = embedding("set", hidden=32)(x.flatten(1))
+    assert float((one - six).detach().abs().max()) > 1e-3
+
+
+# ------------------------------------------------------------ shapes
+
+
+def test_shape_of_the_settings_goes_before_that_of_the_simulator() -> None:
+    net = Embedding(FEATURES, settings("set", shape=(8, 3)), shape=(6, 4))
+    assert net.standardize.mean.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "message"),
+    [
+        (
+            "cnn1d",
+            (),
+            r"cnn1d needs the shape \(channels, length\) of its 24 features, none is declared; set feature_shape",
+        ),
+        ("cnn2d", (4, 6), r"cnn2d needs the shape \(channels, height, width\) of its 24 features, got \(4, 6\)"),
+        ("set", (5, 4), r"set needs the shape \(items, numbers\) of its 24 features, got \(5, 4\)"),
+        ("transformer", (24, 1), r"transformer needs at least one number an item beside its mask"),
+        ("cnn1d", (12, 2), r"2 convolutions of width 5, each pooled by two, do not fit a grid of \(2,\)"),
+        ("cnn2d", (24, 1, 1), r"do not fit a grid of \(1, 1\); use fewer channels or a smaller kernel"),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_refused(kind: str, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Embedding(FEATURES, settings(kind, kernel=5), shape=shape)
+
+
+def test_heads_must_divide_the_width() -> None:
+    with pytest.raises(InputError, match=r"heads \(3\) must divide hidden \(8\)"):
+        embedding("transformer", heads=3)
+
+
+# ------------------------------------------------------------ flat kinds
+
+
+def features() -> Tensor:
     z = torch.randn(5000, 5, generator=torch.Generator().manual_seed(0))
     return z * torch.tensor([100.0, 1e-3, 1.0, 0.0, 0.0]) + torch.tensor([0.0, 0.0, 1e4, 7.0, 0.0])
 
@@ -18,37 +163,6 @@ def fitted() -> Standardize:
     standardize = Standardize(5)
     standardize.fit(features())
     return standardize
-
-
-def test_varying_features_get_mean_zero_and_width_one() -> None:
-    z = fitted()(features())[:, :3]
-    assert z.dtype == torch.float32
-    torch.testing.assert_close(z.mean(0), torch.zeros(3), rtol=0, atol=1e-3)
-    torch.testing.assert_close(z.std(0), torch.ones(3), rtol=1e-3, atol=0)
-
-
-def test_constant_features_become_zero_whatever_they_are_later() -> None:
-    later = features() + 1e6
-    assert bool((fitted()(features())[:, 3:] == 0).all())
-    assert bool((fitted()(later)[:, 3:] == 0).all())
-
-
-def test_what_varies_by_rounding_alone_is_constant() -> None:
-    """1e9 in float32 has steps of 64: not information."""
-    values = 1e9 + 64 * (torch.arange(100) % 2).double()
-    standardize = Standardize(1)
-    standardize.fit(values[:, None])
-    assert bool((standardize(values[:, None]) == 0).all())
-
-
-def test_unfitted_changes_nothing() -> None:
-    assert torch.equal(Standardize(5)(features()), features())
-
-
-def test_fit_is_part_of_the_saved_state() -> None:
-    again = Standardize(5)
-    again.load_state_dict(fitted().state_dict())
-    assert torch.equal(again(features()), fitted()(features()))
 
 
 def test_mlp_has_the_sizes_of_its_settings() -> None:

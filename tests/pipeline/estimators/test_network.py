@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import HalfNormal, Normal, Uniform
+from torch.distributions import Dirichlet, HalfNormal, Normal, Uniform
 
-from pipeline.config import EmbeddingSettings, FlowSettings
+from pipeline.config import EmbeddingSettings, FlowSettings, case_from_values
 from pipeline.estimators.network import Condition, NetworkInput, PosteriorNetwork, network_input
+from pipeline.estimators.posterior import new_network
+from pipeline.estimators.standardize import StandardizeItems
 from simulators.linear_gaussian import LinearGaussian
 from simulators.priors import IndependentPrior, prior_of
 from simulators.protocol import Data, Observable, Parameter
@@ -260,3 +262,71 @@ def test_path_gradient_reaches_the_embedding_through_theta_alone() -> None:
     torch.testing.assert_close(gradient(full[1]), path_gradient + score, rtol=1e-6, atol=1e-6)
     assert float(path_gradient.abs().max()) > 1e-3
     assert float(score.abs().max()) > 1e-3
+
+
+# ------------------------------------------------------------ shares of a whole, and features with a shape
+
+
+class Shares:
+    """Three shares that add up to one, by counts: the posterior is a Dirichlet. Features are items with a mask."""
+
+    name = "shares"
+    prior = Dirichlet(torch.tensor([1.5, 1.0, 2.0], dtype=torch.float64))
+    parameters = tuple(Parameter(f"share_{k}") for k in range(3))
+    observables = (Observable("count", (3,)),)
+    feature_shape = (3, 2)
+
+    def simulate(
+        self, theta: Tensor, context: Mapping[str, Tensor] | None = None, *, generator: torch.Generator
+    ) -> Data:
+        return {"count": torch.poisson(20 * theta, generator=generator)}
+
+    def features(self, x: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([x["count"].log1p(), torch.ones_like(x["count"])], -1).flatten(1)
+
+
+def shares() -> tuple[PosteriorNetwork, NetworkInput, Tensor]:
+    simulator = Shares()
+    case = case_from_values(
+        {
+            "simulator": {"name": "shares"},
+            "train": {"flow": SIZES.model_dump(), "embedding": {"kind": "set", "hidden": 8}},
+        },
+        "test",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theta = simulator.prior.sample(torch.Size([300]))
+        network = new_network(case, simulator, 6).double()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    inputs = network_input(simulator, simulator.simulate(theta, generator=stream()))
+    network.standardize(theta, inputs)
+    return network, inputs.rows(slice(0, ROWS)), theta
+
+
+def test_q_on_the_simplex_lives_on_one_number_less() -> None:
+    network, inputs, theta = shares()
+    assert network.dimension == 2
+    assert inputs.location.shape == (ROWS, 2)
+    condition = network.condition(inputs)
+    draws, log_q = network.draw(condition, 50, generator=stream(), dtype=torch.float64)
+    assert draws.shape == (50, ROWS, 3)
+    torch.testing.assert_close(draws.sum(-1), torch.ones(50, ROWS, dtype=torch.float64))
+    torch.testing.assert_close(network.log_q(draws, condition), log_q, rtol=0, atol=1e-7)
+    assert bool(network.log_q(theta[:ROWS], condition).isfinite().all())
+    # normalised in the first two shares, by a grid in v that reaches the far tails
+    axis = torch.arange(-1.2, 1.2, 0.008, dtype=torch.float64)
+    y = torch.cartesian_prod(axis, axis)
+    points, log_det = network.support.to_theta(torch.sinh(5 * y))
+    log_volume = log_det + (5 * 0.008 * torch.cosh(5 * y)).log().sum(-1)
+    with torch.no_grad():
+        total = (network.log_q(points[:, None], network.condition(inputs.rows(slice(0, 1))))[:, 0] + log_volume).exp()
+    assert float(total.sum()) == pytest.approx(1, abs=2e-3)
+
+
+def test_the_simulators_feature_shape_reaches_the_embedding() -> None:
+    network, _, _ = shares()
+    assert isinstance(network.embedding.standardize, StandardizeItems)
+    assert network.embedding.standardize.shape == (3, 2)

@@ -173,3 +173,20 @@ def test_coupling_scales_bin_sizes_but_not_derivatives_by_the_width_of_its_netwo
     expected = rational_quadratic_spline(u, widths / 8**0.5, heights / 8**0.5, derivatives, inverse=False, bound=BOUND)
     for value, reference in zip(layer._piecewise_cdf(u, parameters), expected, strict=True):
         torch.testing.assert_close(value, reference)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_periodic_spline_has_one_slope_where_its_ends_meet(inverse: bool) -> None:
+    inputs, widths, heights, derivatives = spline_arguments(2000, 8)
+    derivatives = torch.cat([derivatives, derivatives[:, :1].flip(0)], dim=-1)
+    ends = torch.full_like(inputs, BOUND)
+    low, high = (
+        rational_quadratic_spline(e, widths, heights, derivatives, inverse=inverse, bound=BOUND, periodic=True)
+        for e in (-ends, ends)
+    )
+    torch.testing.assert_close(low[0], -ends)
+    torch.testing.assert_close(high[0], ends)
+    torch.testing.assert_close(low[1], high[1])
+    assert float(low[1].std()) > 0.1
+    slope = torch.nn.functional.softplus(derivatives[:, 0] + DERIVATIVE_SHIFT) + 1e-3
+    torch.testing.assert_close(low[1], -slope.log() if inverse else slope.log())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import (
     Beta,
+    Dirichlet,
     Distribution,
     Exponential,
     HalfNormal,
@@ -144,3 +147,70 @@ def test_bounds_are_kept_in_float64() -> None:
     theta, _ = SupportTransform(epoch).to_theta(normal(200, 1))
     assert inside(epoch, theta)
     assert float(theta.std()) > 0.01
+
+
+# ------------------------------------------------------------ simplex and circle
+
+
+def simplex() -> Dirichlet:
+    return Dirichlet(numbers(0.8, 2.0, 3.0, 1.5))
+
+
+def test_simplex_is_torchs_stick_breaking_on_one_number_less() -> None:
+    transform = SupportTransform(simplex())
+    assert transform.dimension == 3
+    v = normal(50, 6, 3)
+    theta, log_det = transform.to_theta(v)
+    reference = torch.distributions.biject_to(simplex().support)
+    torch.testing.assert_close(theta, reference(v))
+    torch.testing.assert_close(log_det, reference.log_abs_det_jacobian(v, theta))
+    torch.testing.assert_close(transform.to_unconstrained(theta), v)
+
+
+def test_density_on_the_simplex_integrates_to_one() -> None:
+    """Dirichlet in the numbers v of its stick breaking: the density of the first D - 1 numbers and their Jacobian."""
+    prior = Dirichlet(numbers(1.5, 2.0, 3.0))
+    axis = torch.arange(-14, 14, 0.05, dtype=torch.float64)
+    theta, log_det = SupportTransform(prior).to_theta(torch.cartesian_prod(axis, axis))
+    total = (prior.log_prob(theta) + log_det).exp().sum() * 0.05**2
+    assert float(total) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("far", [30.0, -30.0])
+def test_far_out_on_the_simplex_is_still_inside(dtype: torch.dtype, far: float) -> None:
+    v = torch.full((2, 3), far, dtype=dtype, requires_grad=True)
+    theta, log_det = SupportTransform(simplex()).to_theta(v)
+    assert theta.dtype == log_det.dtype == dtype
+    assert bool((theta > 0).all() and log_det.isfinite().all())
+    torch.testing.assert_close(theta.detach().sum(-1), torch.ones(2, dtype=dtype))
+    (gradient,) = torch.autograd.grad(theta.log().sum() + log_det.sum(), v)
+    assert bool(gradient.isfinite().all())
+    assert bool(SupportTransform(simplex()).to_unconstrained(theta.detach()).isfinite().all())
+
+
+def circle() -> SupportTransform:
+    prior = IndependentPrior([REAL, Uniform(number(10), number(370), validate_args=False), NARROW])
+    return SupportTransform(prior, (False, True, False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_periodic_parameter_is_an_angle_and_whole_turns_do_not_matter(dtype: torch.dtype) -> None:
+    v = normal(60, 3, dtype=dtype)
+    v[:4, 1] = torch.tensor([-torch.pi, torch.pi, 0.0, torch.pi - 1e-7])
+    theta, log_det = circle().to_theta(v)
+    assert bool(((theta[:, 1] >= 10) & (theta[:, 1] < 370)).all())
+    assert float(theta[2, 1]) == pytest.approx(190, abs=1e-4)
+    turned = v + torch.tensor([0.0, 4 * torch.pi, 0.0], dtype=dtype)
+    difference = torch.deg2rad(circle().to_theta(turned)[0] - theta)[:, 1]
+    assert float(torch.sin(difference / 2).abs().max()) < (1e-5 if dtype == torch.float32 else 1e-12)
+    expected = SupportTransform(IndependentPrior([REAL, NARROW])).to_theta(v[:, [0, 2]])[1]
+    torch.testing.assert_close(log_det, expected + math.log(180 / math.pi))
+    back = circle().to_unconstrained(theta)[:, 1]
+    assert bool(((back >= -3.1416) & (back <= 3.1416)).all())
+    assert float(torch.sin((back - v[:, 1]) / 2).abs().max()) < (1e-5 if dtype == torch.float32 else 1e-12)
+
+
+def test_periodic_components_of_a_joint_prior_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"periodic parameters need a prior of their own each"):
+        SupportTransform(PRIORS["joint interval"], (True, False)).to_theta(normal(2, 2))

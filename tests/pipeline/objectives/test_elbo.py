@@ -35,14 +35,14 @@ def test_value_is_reconstruction_minus_regularization() -> None:
     bound = elbo(theta, log_q, log_likelihood=lambda t: 2 * t[..., 0], log_prior=lambda t: -t[..., 0])
     assert float(bound.reconstruction) == pytest.approx(2 * 24 / 6)
     assert float(bound.regularization) == pytest.approx((12 + 24) / 6)  # log q - log prior
-    assert float(bound.elbo) == pytest.approx(8 - 6)
+    assert float(bound.value) == pytest.approx(8 - 6)
     assert int(bound.refused) == 0
 
 
 def test_elbo_of_the_posterior_is_the_evidence_for_every_draw(make_gaussian: MakeGaussian) -> None:
     case = make_gaussian(rows=1)
     for seed in range(20):
-        assert float(bound_of(case, draws=1, seed=seed).elbo.detach()) == pytest.approx(
+        assert float(bound_of(case, draws=1, seed=seed).value.detach()) == pytest.approx(
             float(case.log_evidence), abs=1e-6
         )
 
@@ -54,10 +54,10 @@ def test_elbo_is_below_the_evidence_by_the_divergence(make_gaussian: MakeGaussia
         theta, log_q = case.network.draw(case.condition, 10_000, generator=stream(), dtype=torch.float64)
         bound = elbo(theta, log_q, log_likelihood=case.log_likelihood, log_prior=case.prior.log_prob)
         error = float((case.log_joint(theta) - log_q).std()) / theta.shape[:2].numel() ** 0.5
-    gap = float(case.log_evidence.mean() - bound.elbo)
+    gap = float(case.log_evidence.mean() - bound.value)
     assert case.kl > 30 * error  # the test can tell it from zero
     assert gap == pytest.approx(case.kl, abs=5 * error)
-    torch.testing.assert_close(bound.elbo, bound.reconstruction - bound.regularization)
+    torch.testing.assert_close(bound.value, bound.reconstruction - bound.regularization)
 
 
 @pytest.mark.parametrize("shift", [-1e4, 1e4])
@@ -72,7 +72,7 @@ def test_a_shift_of_the_joint_shifts_the_bound_and_no_gradient(
     for functions in (densities, shifted):
         theta, log_q = case.network.draw(case.condition, 16, generator=stream(), dtype=torch.float64)
         bound = elbo(theta, log_q, **functions)
-        results.append((bound.elbo.detach(), torch.autograd.grad(bound.elbo, list(case.network.flow.parameters()))))
+        results.append((bound.value.detach(), torch.autograd.grad(bound.value, list(case.network.flow.parameters()))))
     (before, gradient), (after, gradient_after) = results
     assert float(after - before) == pytest.approx(shift, abs=1e-8)
     for one, other in zip(gradient, gradient_after, strict=True):
@@ -104,12 +104,12 @@ def test_unusable_draws_are_counted_and_have_no_gradient(name: str, where: str) 
     bound = elbo(theta, log_q, **(good | {where: bad}))
     usable = theta.detach()[..., 0] > 0
     assert int(bound.refused) == int((~usable).sum()) > 20
-    (gradient,) = torch.autograd.grad(bound.elbo, location)
+    (gradient,) = torch.autograd.grad(bound.value, location)
 
     kept = (location + noise)[usable]  # what remains, on its own
     terms = {name: function(kept) for name, function in (good | {where: bad}).items()}
     expected = (terms["log_likelihood"] + terms["log_prior"] - log_q[usable]).mean()
-    assert float(bound.elbo.detach()) == pytest.approx(float(expected.detach()))
+    assert float(bound.value.detach()) == pytest.approx(float(expected.detach()))
     assert float(gradient) == pytest.approx(float(torch.autograd.grad(expected, location)[0]))
 
 
@@ -118,8 +118,8 @@ def test_no_usable_draw_is_zero_with_zero_gradient_and_all_refused() -> None:
     theta = location + torch.rand(10, 2, 1, generator=stream())
     bound = elbo(theta, torch.zeros(10, 2), log_likelihood=lambda t: t[..., 0].sqrt(), log_prior=lambda t: -t[..., 0])
     assert int(bound.refused) == 20
-    assert float(bound.elbo.detach()) == 0
-    assert float(torch.autograd.grad(bound.elbo, location)[0]) == 0
+    assert float(bound.value.detach()) == 0
+    assert float(torch.autograd.grad(bound.value, location)[0]) == 0
 
 
 # ------------------------------------------------------------ gradients
@@ -134,7 +134,9 @@ def gradient_samples(case: Any, *, path_gradient: bool, batches: int = 60, draws
     """Monte Carlo gradients of the ELBO, (batches, parameters)."""
     return torch.stack(
         [
-            torch.autograd.grad(bound_of(case, draws=draws, seed=b, path_gradient=path_gradient).elbo, bias_of(case))[0]
+            torch.autograd.grad(bound_of(case, draws=draws, seed=b, path_gradient=path_gradient).value, bias_of(case))[
+                0
+            ]
             for b in range(batches)
         ]
     )

@@ -102,7 +102,7 @@ def test_elbo_and_forward_kl_prefer_different_gaussians_for_two_modes() -> None:
             log_likelihood=lambda t: target.log_prob(t[..., 0]),
             log_prior=lambda t: 0 * t[..., 0],
         )
-        return float(bound.elbo), float(forward_kl(q.log_prob(truth)))
+        return float(bound.value), float(forward_kl(q.log_prob(truth)))
 
     (elbo_narrow, forward_narrow), (elbo_broad, forward_broad) = figures(*narrow), figures(*broad)
     assert elbo_narrow == pytest.approx(-math.log(2), abs=1e-3)  # half of the evidence is lost, and nothing else

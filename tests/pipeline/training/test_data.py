@@ -6,21 +6,29 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from pipeline.estimators.network import network_input
-from pipeline.training.data import Batches, TrainingSet, training_set
+from pipeline.estimators.network import NetworkInput, network_input
+from pipeline.training.data import FreshSimulations, StoredBatches, TrainingSet, training_set
 from simulators.linear_gaussian import LinearGaussian
 from simulators.priors import IndependentPrior, prior_of
 
 CPU = torch.device("cpu")
 
 
-def batches(rows: int = 24, batch: int = 6, *, seed: int = 1, stage: str = "train-0") -> Batches:
-    return Batches(rows, batch, seed=seed, stage=stage, device=CPU)
+def batches(rows: int = 24, batch: int = 6, *, seed: int = 1, stage: str = "train-0") -> StoredBatches:
+    """Row n of the set has theta n."""
+    number = torch.arange(rows, dtype=torch.float64)[:, None]
+    stored = TrainingSet(number, {"x": number}, NetworkInput(number, number, number), number[:, 0])
+    return StoredBatches(stored, batch, seed=seed, stage=stage)
 
 
-def epoch(source: Batches, number: int) -> Tensor:
+def taken(source: StoredBatches, step: int) -> Tensor:
+    """Row numbers of a step."""
+    return source[step].theta[:, 0].long()
+
+
+def epoch(source: StoredBatches, number: int) -> Tensor:
     steps = range(number * source.per_epoch, (number + 1) * source.per_epoch)
-    return torch.cat([source[step] for step in steps])
+    return torch.cat([taken(source, step) for step in steps])
 
 
 def test_every_row_comes_once_an_epoch_in_an_order_of_its_own() -> None:
@@ -43,16 +51,16 @@ def test_no_row_comes_twice_where_the_batch_does_not_divide_the_rows() -> None:
 
 def test_a_batch_is_no_larger_than_the_set() -> None:
     source = batches(5, 100)
-    assert source[0].sort().values.tolist() == [0, 1, 2, 3, 4]
+    assert taken(source, 0).sort().values.tolist() == [0, 1, 2, 3, 4]
     assert len(source[7]) == 5
 
 
 def test_a_step_gives_the_same_rows_in_whatever_order_steps_are_asked_for() -> None:
     forwards, backwards = batches(), batches()
-    expected = {step: forwards[step] for step in range(12)}
+    expected = {step: taken(forwards, step) for step in range(12)}
     for step in reversed(range(12)):
-        assert torch.equal(backwards[step], expected[step])
-    assert torch.equal(batches()[9], expected[9])  # as a resumed run asks
+        assert torch.equal(taken(backwards, step), expected[step])
+    assert torch.equal(taken(batches(), 9), expected[9])  # as a resumed run asks
 
 
 def test_seed_and_stage_decide_and_nothing_else_does() -> None:
@@ -100,3 +108,21 @@ def test_rows_of_a_training_set_stay_together() -> None:
     assert torch.equal(rows.inputs.features, prepared.inputs.features[index])
     assert torch.equal(rows.log_importance, prepared.log_importance[index])
     assert len(prepared.rows(slice(10, 30))) == 20
+
+
+def test_fresh_simulations_are_new_at_every_step_and_a_function_of_it() -> None:
+    simulator = LinearGaussian(dimension=2)
+    prior = prior_of(simulator)
+    wide = IndependentPrior([Normal(torch.tensor(0.0).double(), torch.tensor(3.0).double())] * 2)
+    source = FreshSimulations(simulator, prior, wide, CPU)
+    first = source.batches(400, seed=1, stage="train-0")
+    rows = first[3]
+    assert len(rows) == 400
+    assert torch.equal(source.batches(400, seed=1, stage="train-0")[3].x["x"], rows.x["x"])  # as a resumed run asks
+    for other in (first[4], source.batches(400, seed=2, stage="train-0")[3], source.batches(400, seed=1, stage="b")[3]):
+        assert not torch.equal(other.x["x"], rows.x["x"])
+    # theta from the proposal, N(0, 3): the standard deviation of a sample deviation is 3 / sqrt(2 * 800)
+    assert abs(float(rows.theta.std()) - 3) < 5 * 3 / 1600**0.5
+    torch.testing.assert_close(rows.log_importance, prior.log_prob(rows.theta) - wide.log_prob(rows.theta))
+    residual = (rows.x["x"] - simulator.mean(rows.theta)) / simulator.noise_scale
+    assert abs(float(residual.std()) - 1) < 5 / (2 * residual.numel()) ** 0.5

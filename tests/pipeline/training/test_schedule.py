@@ -16,6 +16,7 @@ from pipeline.errors import InputError
 from pipeline.estimators.network import PosteriorNetwork
 from pipeline.estimators.posterior import new_network
 from pipeline.interrupt import Interrupted, handle_signals
+from pipeline.training.auto import schedule
 from pipeline.training.data import TrainingSet, training_set
 from pipeline.training.phase import Phase
 from pipeline.training.schedule import Trained, _parse_history, format_history, train_schedule
@@ -64,6 +65,7 @@ class Training:
         return train_schedule(
             self.network,
             case=self.case,
+            phases=schedule(self.case.train, has_likelihood=True, simulations=1000),
             simulator=self.simulator,
             prior=self.prior,
             training=self.training,
@@ -112,7 +114,7 @@ def test_a_schedule_learns_and_says_what_each_phase_gained(whole: tuple[Training
     assert trained.refused == 0
     assert sorted(p.name for p in folder.glob("phase-*")) == ["phase-0.safetensors", "phase-1.safetensors"]
     best = max(row["held_out_elbo"] for row in trained.history if row["phase"] == 1)
-    from pipeline.training.phase import held_out_figures
+    from pipeline.training.guard import held_out_figures
 
     figures = held_out_figures(
         training.network, training.simulator, training.prior, training.held_out, seed=training.case.seed

@@ -1,0 +1,281 @@
+"""Accuracy on the public benchmark of simulation-based inference, against its reference posteriors.
+
+    python -m benchmarks.accuracy two_moons slcp --budget 120
+    python -m benchmarks.accuracy slcp --simulations 1000 --schedule forward_kl
+    make benchmark TASK=slcp BUDGET=600
+
+One network a task, trained for BUDGET seconds of one core on fresh simulations, or on a given number of stored ones;
+then 10,000 draws of q as it is and 10,000 certified ones for each of five observations, by the commands that a user
+has. C2ST as the benchmark defines it (`pipeline.diagnostics.c2st`). Rows go to benchmarks/results/accuracy.csv; what is
+there already is not done again. The reference posteriors (Lueckmann et al. 2021, https://arxiv.org/abs/2101.04653) are
+read from ../shared/reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
+import h5py
+import numpy as np
+import torch
+
+from pipeline.config import CaseSettings, load_case
+from pipeline.diagnostics.c2st import c2st
+from pipeline.errors import InputError
+from pipeline.estimators.posterior import load_posterior
+from pipeline.rng import generator
+from pipeline.stages.infer import infer_observations
+from pipeline.stages.run import Run
+from pipeline.stages.simulate import simulate
+from pipeline.stages.train import train
+from pipeline.store import write_data
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT.parent / "shared" / "reference"
+RESULTS = ROOT / "benchmarks" / "results" / "accuracy.csv"
+RUNS = ROOT / "runs" / "benchmark"
+TASKS = (
+    "two_moons",
+    "slcp",
+    "gaussian_linear_uniform",
+    "bernoulli_glm",
+    "gaussian_mixture",
+    "sir",
+    "gaussian_linear",
+    "lotka_volterra",
+    "slcp_distractors",
+    "bernoulli_glm_raw",
+)
+GROUPS = {"bernoulli_glm_raw": "bernoulli_glm", "slcp_distractors": "slcp"}
+"""Tasks that share a reference file with another."""
+OBSERVATIONS = 5
+DRAWS = 10_000
+PROBE_STEPS = 40
+MARGIN = 0.95  # of the budget is planned for
+SCHEDULES: dict[str, list[str]] = {
+    "default": [],
+    "forward_kl": ["train.phases=[{objective: forward_kl, steps: 1000, learning_rate: 2.0e-3}]"],
+    "elbo": ["train.phases=[{objective: elbo, steps: 1000, learning_rate: 2.0e-3}]"],
+    "forward_kl+elbo": [
+        "train.phases=[{objective: forward_kl, steps: 500, learning_rate: 2.0e-3}, {objective: elbo, steps: 500}]"
+    ],
+    "forward_kl+wake": [
+        "train.phases=[{objective: forward_kl, steps: 300, learning_rate: 2.0e-3}, {objective: wake, steps: 700, draws: 16, batch: 64}]"
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One observation of one trained network."""
+
+    task: str
+    schedule: str
+    simulations: int
+    budget_s: float
+    seed: int
+    draws: int
+    observation: int
+    c2st_raw: float
+    c2st_certified: float
+    verdict: str
+    ess_fraction: float
+    kl_gap: float
+    steps: int
+    train_cpu_s: float
+    train_wall_s: float
+    machine: str
+    torch: str
+    date: str
+
+
+KEY = ("task", "schedule", "simulations", "budget_s", "seed", "draws")
+
+
+def rows_done() -> list[dict[str, str]]:
+    """What the table holds."""
+    if not RESULTS.is_file():
+        return []
+    with RESULTS.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(rows: list[Row]) -> None:
+    """Add rows to the table."""
+    new = not RESULTS.is_file()
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with RESULTS.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(asdict(r) for r in rows)
+
+
+def case_of(task: str, schedule: str, simulations: int, seed: int, *more: str) -> CaseSettings:
+    """The task's own config; with stored simulations a tenth of them is held out, as a user would have to."""
+    overrides = [f"seed={seed}", "threads=1", *SCHEDULES[schedule], *more]
+    if simulations:
+        held_out = max(20, simulations // 10)
+        stored = [f"simulate.count={simulations - held_out}", f"simulate.held_out={held_out}"]
+        overrides += [*stored, "train.data=file", "train.check_every=100"]
+    return load_case(ROOT / "configs" / "benchmark" / f"{task}.yaml", overrides)
+
+
+def train_for(task: str, schedule: str, simulations: int, budget_s: float, seed: int, folder: Path) -> tuple[Run, Any]:
+    """Train as many steps as fit into the budget (seconds of one core), by two short runs that measure the cost."""
+    cost = []
+    for factor in (1, 3):
+        case = case_of(task, schedule, simulations, seed, "train.check_every=1000000")
+        phases = len(Run(case, folder / "probe").phases)
+        run = Run(
+            case_of(
+                task,
+                schedule,
+                simulations,
+                seed,
+                f"train.steps={factor * PROBE_STEPS * phases}",
+                "train.check_every=1000000",
+            ),
+            folder / f"probe-{factor}",
+        )
+        simulate(run)
+        started = time.process_time()
+        train(run)
+        cost.append((factor * PROBE_STEPS * phases, time.process_time() - started))
+    step = (cost[1][1] - cost[0][1]) / (cost[1][0] - cost[0][0])
+    check = max(0.0, cost[0][1] - cost[0][0] * step) / phases
+    every = load_case(ROOT / "configs" / "benchmark" / f"{task}.yaml").train.check_every if not simulations else 100
+    steps = max(10, int(MARGIN * budget_s / (step + check / every)))
+    run = Run(case_of(task, schedule, simulations, seed, f"train.steps={steps}"), folder)
+    simulate(run)
+    cpu, wall = time.process_time(), time.monotonic()
+    train(run)
+    return run, (steps, time.process_time() - cpu, time.monotonic() - wall)
+
+
+def reference_of(task: str) -> tuple[torch.Tensor, list[np.ndarray]]:
+    """Observations (N, M) and reference draws of each."""
+    with h5py.File(REFERENCE / f"{GROUPS.get(task, task)}.h5") as file:
+        groups: Any = [file[f"observation_{n:02d}"] for n in range(1, OBSERVATIONS + 1)]
+        name = {"bernoulli_glm_raw": "x_raw", "slcp_distractors": "x_distractors"}.get(task, "x")
+        x = torch.stack([torch.from_numpy(np.asarray(g[name], dtype=np.float64)).flatten() for g in groups])
+        return x, [np.asarray(g["reference_posterior"], dtype=np.float64) for g in groups]
+
+
+def judge(task: str, run: Run, draws: int) -> list[dict[str, Any]]:
+    """C2ST of raw and certified draws of every observation."""
+    x, reference = reference_of(task)
+    observations = run.folder / "observations.h5"
+    ids = [str(n + 1) for n in range(OBSERVATIONS)]
+    write_data(observations, observables=run.simulator.observables, x={"x": x}, ids=ids)
+    settings = run.case.infer.model_copy(update={"draws": draws, "proposals": 10 * draws})
+    out = run.folder / "inference.h5"
+    device = torch.device("cpu")
+    infer_observations(
+        run.output("train"), observations, out, settings=settings, case=run.case, seed=run.case.seed, device=device
+    )
+    posterior = load_posterior(run.output("train"), case=run.case)
+    stream = generator(run.case.seed, "benchmark-raw")
+    raw = posterior.sample_and_log_prob((draws,), {"x": x}, generator=stream)[0].numpy()
+    names = [p.name for p in run.simulator.parameters]
+    results = []
+    with h5py.File(out) as file:
+        group: Any = file["posterior"]
+        certificate: Any = file["certificate"]
+        for n in range(OBSERVATIONS):
+            certified = np.stack([group[name][0, :, n] for name in names], axis=1)
+            results.append(
+                {
+                    "observation": n + 1,
+                    "c2st_raw": round(c2st(reference[n], raw[:, n], jobs=2), 4),
+                    "c2st_certified": round(c2st(reference[n], certified, jobs=2), 4),
+                    "verdict": certificate["verdict"][n].decode(),
+                    "ess_fraction": round(float(certificate["amortized_ess_fraction"][n]), 4),
+                    "kl_gap": round(float(certificate["kl_gap"][n]), 4),
+                }
+            )
+            sys.stdout.write(f"{task} {n + 1}: {results[-1]}\n")
+            sys.stdout.flush()
+    return results
+
+
+def measure(task: str, schedule: str, simulations: int, budget_s: float, seed: int, draws: int) -> None:
+    """Train, judge, append; nothing where the table has it already."""
+    key = {
+        "task": task, "schedule": schedule, "simulations": simulations, "budget_s": budget_s, "seed": seed, "draws": draws
+    }  # fmt: skip
+    if any(all(row[k] == str(v) for k, v in key.items()) for row in rows_done()):
+        return
+    folder = RUNS / f"{task}-{schedule}-{simulations}-{budget_s:g}-{seed}"
+    run, (steps, cpu, wall) = train_for(task, schedule, simulations, budget_s, seed, folder)
+    about = {
+        "steps": steps,
+        "train_cpu_s": round(cpu, 1),
+        "train_wall_s": round(wall, 1),
+        "machine": f"{os.cpu_count()} cores {platform.machine()}",
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    append([Row(**key, **figures, **about) for figures in judge(task, run, draws)])
+    shutil.rmtree(folder)
+
+
+def summary() -> str:
+    """Means over observations, as a Markdown table."""
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows_done():
+        groups.setdefault(tuple(row[k] for k in KEY), []).append(row)
+    lines = [
+        "| task | schedule | simulations | seconds | C2ST raw | C2ST certified | verdicts |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for key, rows in groups.items():
+        raw, certified = (np.mean([float(r[c]) for r in rows]) for c in ("c2st_raw", "c2st_certified"))
+        verdicts = ", ".join(
+            f"{v} {sum(r['verdict'] == v for r in rows)}" for v in dict.fromkeys(r["verdict"] for r in rows)
+        )
+        online = "online" if key[2] == "0" else key[2]
+        lines.append(
+            f"| {key[0]} | {key[1]} | {online} | {float(key[3]):g} | {raw:.3f} | {certified:.3f} | {verdicts} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)}; none prints the table")
+    parser.add_argument("--schedule", default="default", choices=SCHEDULES)
+    parser.add_argument(
+        "--simulations", type=int, default=0, help="stored simulations, held-out ones included; 0: online"
+    )
+    parser.add_argument("--budget", type=float, default=600, help="seconds of one core for training")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--draws", type=int, default=DRAWS, help="of each side in C2ST")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if not REFERENCE.is_dir():
+        raise InputError(
+            f"the reference posteriors are not here: expected {REFERENCE.name} in a folder `shared` beside the repository"
+        )
+    for task in given.tasks:
+        measure(task, given.schedule, given.simulations, given.budget, given.seed, given.draws)
+    sys.stdout.write(summary())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,46 @@
+"""Which schedule a case gets, and how its steps are shared out. Why: docs/training.md."""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+
+from pipeline.config import PhaseSettings, TrainSettings
+
+SCARCE = 20_000
+"""Stored simulations below which forward_kl alone overfits before it has learned the posterior."""
+
+
+def schedule(settings: TrainSettings, *, has_likelihood: bool, simulations: int) -> tuple[PhaseSettings, ...]:
+    """The phases of a case, chosen where none are given and `steps` shared out.
+
+    Args:
+        has_likelihood: whether the simulator's likelihood is tractable.
+        simulations: stored pairs for training.
+    """
+    if settings.phases:
+        phases = settings.phases
+    elif not has_likelihood:
+        phases = (PhaseSettings(objective="forward_kl", steps=4_000, learning_rate=2e-3),)
+    elif settings.data == "online" or simulations >= SCARCE:
+        phases = FREE
+    else:
+        phases = SCARCE_PHASES
+    return phases if settings.steps is None else share_out(phases, settings.steps)
+
+
+FREE = (
+    PhaseSettings(objective="forward_kl", steps=4_000, learning_rate=2e-3),
+    PhaseSettings(objective="wake", steps=400, learning_rate=5e-4, draws=16, batch=128),
+)
+SCARCE_PHASES = (
+    PhaseSettings(objective="forward_kl", steps=1_000, learning_rate=2e-3),
+    PhaseSettings(objective={"wake": 1.0, "forward_kl": 0.2}, steps=3_000, learning_rate=1e-3, draws=16, batch=128),
+)
+
+
+def share_out(phases: tuple[PhaseSettings, ...], steps: int) -> tuple[PhaseSettings, ...]:
+    """The phases with their steps scaled to a total, at least one each."""
+    total = sum(p.steps for p in phases)
+    ends = [round(end * steps / total) for end in accumulate(p.steps for p in phases)]
+    shares = [max(1, end - start) for start, end in pairwise([0, *ends])]
+    return tuple(p.model_copy(update={"steps": n}) for p, n in zip(phases, shares, strict=True))

@@ -1,0 +1,143 @@
+r"""The guard: what held-out simulations say of q, and whether a phase of training may keep what it did.
+
+For a held-out pair (theta, x) from the joint distribution, theta is one exact draw from the posterior of x. The mean
+of log q(theta|x) is therefore the one figure that sees a lost mode: ELBO, gap and ESS fraction are expectations
+under q, and q does not look where it does not go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pipeline.config import GuardSettings, PhaseSettings
+from pipeline.estimators.importance import WeightedDraws, ess_fraction, log_evidence
+from pipeline.estimators.network import PosteriorNetwork
+from pipeline.rng import generator
+from pipeline.training.data import TrainingSet
+from simulators.protocol import Simulator, has_likelihood, log_likelihood
+
+DRAWS = 256
+BLOCK = 65_536
+"""Draws evaluated at once: bounds memory."""
+
+Figures = dict[str, float]
+
+
+@torch.no_grad()
+def held_out_figures(
+    network: PosteriorNetwork,
+    simulator: Simulator,
+    prior: Distribution,
+    held_out: TrainingSet,
+    *,
+    seed: int,
+    proposal: Distribution | None = None,
+) -> Figures:
+    r"""What simulations that were not trained on say of q.
+
+    `held_out_forward_log_q`: the mean log q of the true theta. Where theta came from a proposal r it is weighted by
+    prior / r; and where r does not reach everywhere, to S, it is that of q restricted to S,
+    $\langle \log q(\theta|x) - \log Q(S|x) \rangle$: the true theta is a draw from the posterior restricted to S, and a q
+    that also covers the rest has lost nothing. With a likelihood also the held-out ELBO, its two terms, the gap to the
+    evidence as 256 draws estimate it (a lower bound where weights vary much), and mean and median of the ESS fraction.
+
+    Args:
+        proposal: what theta of `held_out` was drawn from, on its device; None is the prior.
+    """
+    condition = network.condition(held_out.inputs)
+    log_q = network.log_q(held_out.theta, condition)
+    weights = torch.softmax(held_out.log_importance, 0)
+    stream = generator(seed, "train-held-out", device=held_out.theta.device)
+    theta, draws_log_q = _draw(network, condition, stream)
+    if proposal is not None and proposal is not prior:
+        inside = proposal.log_prob(theta).isfinite().double().mean(0)
+        log_q = log_q - inside.clamp_min(0.5 / DRAWS).log()
+    figures = {"held_out_forward_log_q": float((weights * log_q).sum())}
+    if not has_likelihood(simulator):
+        return figures
+    draws = WeightedDraws(
+        theta, draws_log_q, log_likelihood(simulator, theta, held_out.x).double(), prior.log_prob(theta)
+    )
+    log_weight = draws.log_weight
+    usable = log_weight.isfinite()
+    count = usable.sum()
+
+    def mean(values: Tensor) -> float:
+        """Over usable draws only; the share of unusable ones is reported beside it."""
+        return float(torch.where(usable, values, 0.0).sum() / count)
+
+    ess = ess_fraction(log_weight)
+    figures["held_out_elbo"] = mean(log_weight)
+    figures["held_out_reconstruction"] = mean(draws.log_likelihood)
+    figures["held_out_regularization"] = mean(draws.log_q - draws.log_prior)
+    figures["held_out_kl_gap"] = float(log_evidence(log_weight).mean()) - figures["held_out_elbo"]
+    figures["held_out_refused"] = float((~usable).double().mean())
+    figures["held_out_ess_fraction"] = float(ess.mean())
+    figures["held_out_ess_fraction_median"] = float(ess.median())
+    return figures
+
+
+def _draw(network: PosteriorNetwork, condition: tuple[Tensor, ...], stream: torch.Generator) -> tuple[Tensor, Tensor]:
+    """DRAWS draws for each row in float64, in blocks."""
+    rows = len(condition[0])
+    step = max(1, BLOCK // rows)
+    parts = [
+        network.draw(condition, min(step, DRAWS - k), generator=stream, dtype=torch.float64)  # pyright: ignore[reportArgumentType]
+        for k in range(0, DRAWS, step)
+    ]
+    theta, log_q = (torch.cat(p) for p in zip(*parts, strict=True))
+    return theta, log_q
+
+
+def criterion_of(phase: PhaseSettings, settings: GuardSettings, *, has_likelihood: bool) -> str:
+    """Name of the figure that a phase must improve."""
+    if settings.criterion != "auto" and (has_likelihood or settings.criterion == "forward_log_q"):
+        return f"held_out_{settings.criterion}"
+    leading = max(phase.weights, key=lambda name: phase.weights[name])
+    if leading == "forward_kl" or not has_likelihood:
+        return "held_out_forward_log_q"
+    return "held_out_elbo" if leading == "elbo" else "held_out_ess_fraction"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What a phase is measured against.
+
+    Attributes:
+        criterion: the figure that must improve.
+        start: its value before the phase; -inf for an untrained network.
+        least_forward_log_q: the best so far of any phase that was kept, minus the tolerance.
+    """
+
+    criterion: str
+    start: float = -math.inf
+    least_forward_log_q: float = -math.inf
+
+    def keeps_modes(self, figures: Mapping[str, float]) -> bool:
+        """Whether forward log q has not fallen by more than the tolerance."""
+        return figures["held_out_forward_log_q"] >= self.least_forward_log_q
+
+    def passes(self, figures: Mapping[str, float]) -> bool:
+        """Whether a network with these figures may replace the one that the phase started from."""
+        return self.keeps_modes(figures) and figures[self.criterion] > self.start
+
+
+def guard_of(
+    phase: PhaseSettings,
+    settings: GuardSettings,
+    *,
+    has_likelihood: bool,
+    start: Mapping[str, float] | None,
+    best_forward_log_q: float,
+) -> Guard:
+    """The guard of a phase that starts from figures `start`, None for an untrained network."""
+    criterion = criterion_of(phase, settings, has_likelihood=has_likelihood)
+    if start is None:
+        return Guard(criterion)
+    return Guard(criterion, start[criterion], best_forward_log_q - settings.tolerance)

@@ -1,0 +1,178 @@
+"""The guard: what it measures, and that no lost mode passes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Normal, Uniform
+
+from pipeline.config import GuardSettings, PhaseSettings, case_from_values
+from pipeline.estimators.posterior import new_network
+from pipeline.training.data import training_set
+from pipeline.training.guard import Guard, criterion_of, guard_of, held_out_figures
+from pipeline.training.schedule import Trained, train_schedule
+from simulators.priors import IndependentPrior, distribution_from_spec, prior_of, sample
+from simulators.protocol import Data, Observable, Parameter
+
+MakeGaussian = Callable[..., Any]
+CPU = torch.device("cpu")
+NOISE = 0.05
+
+
+# ------------------------------------------------------------ what it measures
+
+
+def test_forward_log_q_under_a_narrow_proposal_is_that_of_q_restricted_to_it(make_gaussian: MakeGaussian) -> None:
+    r"""theta from U(-0.3, 0.3), posterior N(m, s): $\log N(\theta; m, s) - \log[\Phi(\cdot) - \Phi(\cdot)]$, prior / proposal weighted."""
+    case = make_gaussian(dimension=1)
+    low, high = torch.tensor(-0.3).double(), torch.tensor(0.3).double()
+    proposal = IndependentPrior([Uniform(low, high, validate_args=False)])
+    theta = sample(proposal, 400, torch.Generator().manual_seed(0))
+    x = case.simulator.simulate(theta, generator=torch.Generator().manual_seed(1))
+    held_out = training_set(case.simulator, theta, x, prior=case.prior, proposal=proposal, device=CPU)
+    got = held_out_figures(case.network, case.simulator, case.prior, held_out, seed=1, proposal=proposal)
+    posterior = case.simulator.posterior(x["x"])
+    marginal = Normal(posterior.mean[:, 0], posterior.stddev[0, 0])
+    inside = marginal.cdf(high) - marginal.cdf(low)
+    weights = torch.softmax(held_out.log_importance, 0)
+    expected = (weights * (marginal.log_prob(theta[:, 0]) - inside.log())).sum()
+    plain = held_out_figures(case.network, case.simulator, case.prior, held_out, seed=1)
+    assert float(inside.mean()) < 0.7
+    # a binomial share of 256 draws for each of 400 rows
+    error = float(((1 - inside) / inside / 256).sqrt().mean()) / 20 + 0.002
+    assert got["held_out_forward_log_q"] == pytest.approx(float(expected), abs=5 * error)
+    assert got["held_out_forward_log_q"] > plain["held_out_forward_log_q"] + 0.3
+    assert {k: v for k, v in got.items() if "forward" not in k} == {
+        k: v for k, v in plain.items() if "forward" not in k
+    }
+
+
+@pytest.mark.parametrize(
+    ("objective", "criterion", "has_likelihood", "expected"),
+    [
+        ("forward_kl", "auto", True, "held_out_forward_log_q"),
+        ("elbo", "auto", True, "held_out_elbo"),
+        ("iwelbo", "auto", True, "held_out_ess_fraction"),
+        ("wake", "auto", True, "held_out_ess_fraction"),
+        ({"elbo": 0.3, "forward_kl": 0.7}, "auto", True, "held_out_forward_log_q"),
+        ("elbo", "ess_fraction", True, "held_out_ess_fraction"),
+        ("forward_kl", "ess_fraction", False, "held_out_forward_log_q"),
+    ],
+)
+def test_the_criterion_is_that_of_the_leading_objective(
+    objective: Any, criterion: Any, has_likelihood: bool, expected: str
+) -> None:
+    phase = PhaseSettings(objective=objective, steps=1)
+    assert criterion_of(phase, GuardSettings(criterion=criterion), has_likelihood=has_likelihood) == expected
+
+
+def test_a_phase_passes_only_if_it_gains_and_loses_no_more_than_the_tolerance() -> None:
+    phase, settings = PhaseSettings(objective="elbo", steps=1), GuardSettings(tolerance=0.1)
+    start = {"held_out_forward_log_q": 2.0, "held_out_elbo": -5.0}
+    guard = guard_of(phase, settings, has_likelihood=True, start=start, best_forward_log_q=2.2)
+    for forward, elbo, passes in ((2.2, -4.9, True), (2.11, -4.9, True), (2.09, -1.0, False), (3.0, -5.0, False)):
+        assert guard.passes({"held_out_forward_log_q": forward, "held_out_elbo": elbo}) is passes
+    assert not guard.passes({"held_out_forward_log_q": math.nan, "held_out_elbo": -1.0})
+    first = guard_of(phase, settings, has_likelihood=True, start=None, best_forward_log_q=-math.inf)
+    assert first == Guard("held_out_elbo")
+    assert first.passes({"held_out_forward_log_q": -90.0, "held_out_elbo": -1e6})
+
+
+# ------------------------------------------------------------ a mode that the ELBO loses
+
+
+class Square:
+    """x = theta^2 + noise: two modes, +- sqrt(x)."""
+
+    name = "square"
+    parameters = (Parameter("theta", distribution_from_spec({"uniform": [-2, 2]})),)
+    observables = (Observable("x", (1,)),)
+
+    def simulate(
+        self, theta: Tensor, context: Mapping[str, Tensor] | None = None, *, generator: torch.Generator
+    ) -> Data:
+        noise = torch.randn(theta.shape, generator=generator, dtype=theta.dtype)
+        return {"x": theta.square() + NOISE * noise}
+
+    def log_likelihood(self, theta: Tensor, x: Mapping[str, Tensor]) -> Tensor:
+        return Normal(theta[..., 0].square(), NOISE).log_prob(x["x"][:, 0])
+
+
+def trained_on_square(folder: Path, *phases: dict[str, Any], patience: int = 100) -> tuple[Any, Trained]:
+    simulator: Any = Square()
+    settings = {
+        "phases": list(phases),
+        "flow": {"transforms": 4, "hidden": 24, "blocks": 1, "bins": 8},
+        "embedding": {"kind": "mlp", "hidden": 16, "output": 8},
+        "check_every": 50,
+        "average": 0.98,
+        "guard": {"patience": patience},
+    }
+    case = case_from_values({"simulator": {"name": "linear_gaussian"}, "train": settings}, "test")
+    prior = prior_of(simulator)
+    theta = sample(prior, 4000, torch.Generator().manual_seed(0))
+    x = simulator.simulate(theta, generator=torch.Generator().manual_seed(1))
+    simulations = training_set(simulator, theta, x, prior=prior, proposal=prior, device=CPU)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = new_network(case, simulator, 1)
+    network.standardize(simulations.theta, simulations.inputs)
+    outcome = train_schedule(
+        network,
+        case=case,
+        phases=case.train.phases,
+        simulator=simulator,
+        prior=prior,
+        training=simulations.rows(slice(400, 4000)),
+        held_out=simulations.rows(slice(0, 400)),
+        folder=folder,
+        key="key",
+    )
+    return network, outcome
+
+
+LEARN = {"objective": "forward_kl", "steps": 100, "batch": 128, "learning_rate": 5e-3}
+LOSE = {"objective": "elbo", "steps": 200, "batch": 128, "learning_rate": 1e-2}
+
+
+def test_a_phase_that_loses_a_mode_is_rolled_back_although_its_own_figures_shine(tmp_path: Path) -> None:
+    network, trained = trained_on_square(tmp_path / "both", LEARN, LOSE)
+    alone, _ = trained_on_square(tmp_path / "alone", LEARN)
+    first, second = trained.phases
+    assert first.kept
+    assert not second.kept
+    assert second.after["held_out_elbo"] > second.before["held_out_elbo"]  # what it was asked for, it reached
+    assert second.after["held_out_ess_fraction"] > 0.3  # and nothing in its weights says what it lost
+    assert second.after["held_out_forward_log_q"] < second.before["held_out_forward_log_q"] - 2
+    assert "rolled back" in str(second)
+    pairs = zip(network.state_dict().values(), alone.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_phase_without_hope_ends_early(tmp_path: Path) -> None:
+    _, trained = trained_on_square(tmp_path, LEARN, LOSE | {"steps": 2000}, patience=3)
+    assert not trained.phases[1].kept
+    assert trained.phases[1].steps < 1000
+
+
+def test_wake_improves_both_modes_and_is_kept(tmp_path: Path) -> None:
+    wake = {"objective": "wake", "steps": 120, "batch": 64, "draws": 16, "learning_rate": 2e-3, "prior_share": 0.25}
+    _, trained = trained_on_square(tmp_path, LEARN, wake)
+    assert trained.phases[1].kept
+    assert trained.phases[1].after["held_out_ess_fraction"] > trained.phases[1].before["held_out_ess_fraction"] + 0.03
+
+
+@pytest.mark.parametrize("objective", ["elbo", "iwelbo", "wake"])
+def test_a_tempered_phase_starts_flat_and_ends_at_the_posterior(objective: str, tmp_path: Path) -> None:
+    """From a q that knows nothing, with a hundredth of the likelihood at first."""
+    phase = {"objective": objective, "steps": 200, "batch": 64, "draws": 8, "learning_rate": 5e-3, "temper_from": 0.01}
+    _, trained = trained_on_square(tmp_path, phase)
+    rows = trained.history
+    assert rows[-1]["held_out_ess_fraction"] > 0.25
+    assert rows[-1]["held_out_elbo"] > rows[0]["held_out_elbo"] + 0.5
