@@ -23,7 +23,7 @@ $(VENV)/.dev: $(BIN)/elboscope
 	$(BIN)/python -W ignore -c "import radvel"
 	touch $@
 
-.PHONY: install dev demo test test-all lint format clean help
+.PHONY: install dev demo test test-all lint benchmark format clean help
 install: $(BIN)/elboscope ## create .venv and install
 dev: $(VENV)/.dev ## and what tests and linters need
 
@@ -41,6 +41,11 @@ lint: dev ## ruff, pyright, import-linter
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+TASK ?= two_moons
+BUDGET ?= 600
+benchmark: dev ## accuracy on the public benchmark: make benchmark TASK=slcp BUDGET=600
+	$(BIN)/python -m benchmarks.accuracy $(TASK) --budget $(BUDGET)
 
 format: dev
 	$(BIN)/ruff check --fix .

@@ -37,14 +37,14 @@ Observation = Annotated[Path | None, typer.Option("--observation", help="observe
 def run_command(
     config: Config, overrides: Overrides = None, run_dir: RunDir = None, observation: Observation = None
 ) -> None:
-    """All stages in order. What is up to date is not done again.
+    """All stages in order. What is up to date is not done again. Without an observation: train and validate.
 
     Example: elboscope run configs/k2_24.yaml
     """
-    from pipeline.stages.run import OUTPUTS, STAGES
+    from pipeline.stages.run import OUTPUTS
 
     run = _run(config, overrides, run_dir, observation)
-    for stage in STAGES:
+    for stage in run.stages:
         _stage(stage)(run)
     typer.echo(f"report: {run.folder / OUTPUTS['report']}")
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _received: list[int] = []
+_handling: list[bool] = []
 
 
 class Interrupted(Exception):
@@ -29,12 +30,23 @@ def handle_signals() -> Iterator[None]:
     """Note SIGINT and SIGTERM instead of dying of them; `stop_if_asked` then stops."""
     previous = {s: signal.signal(s, _on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     _received.clear()
+    _handling.append(True)
     try:
         yield
     finally:
+        _handling.pop()
         for number, handler in previous.items():
             signal.signal(number, handler)
         _received.clear()  # what comes next in this process was not asked to stop
+
+
+def handle_sigterm_again() -> None:
+    """Take SIGTERM back from a library that has put its own handler in front of ours; nothing outside `handle_signals`.
+
+    Lightning's turns a SIGTERM that comes between two steps into SystemExit without a code: exit 0, as if all were done.
+    """
+    if _handling:
+        signal.signal(signal.SIGTERM, _on_signal)
 
 
 def asked_to_stop() -> bool:

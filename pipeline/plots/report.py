@@ -179,7 +179,6 @@ def _phases(phases: tuple[PhaseRow, ...]) -> Table:
             numbers.fixed(p.held_out_forward_log_q, 3),
             numbers.fixed(p.held_out_elbo, 2),
             numbers.percent(p.held_out_ess_fraction),
-            numbers.duration(p.wall_time_s),
             {True: "kept", False: "rolled back", None: "–"}[p.kept] + (f" ({p.note})" if p.note else ""),
         ]
         for i, p in enumerate(phases, start=1)

@@ -140,7 +140,6 @@ class PhaseRow:
     held_out_forward_log_q: float | None = None
     held_out_elbo: float | None = None
     held_out_ess_fraction: float | None = None
-    wall_time_s: float | None = None
     kept: bool | None = None
     note: str = ""
 

@@ -41,27 +41,33 @@ from pipeline.stages.run import Run, begin, finish, inferred_observation, is_sta
 from pipeline.store import complete_or_absent, open_hdf5, provenance, read_safetensors_header, write_text
 from simulators.protocol import Parameter, context_of, data_observables
 
-VERSION = 1
+VERSION = 2
 SHOWN_OBSERVATIONS = 5
 CURVES = 400
 Array = NDArray[np.float64]
 
 
 def report(run: Run) -> Path:
-    """Write `report.html` from what the other stages left; `validate` and `compare` may be missing."""
-    inputs = {"posterior": run.input("train"), "inference": run.input("infer")}
-    if is_stale(inputs["inference"], inputs):
-        raise InputError(f"{inputs['inference']}: made with another posterior: run `elboscope infer` again")
+    """Write `report.html` from what the other stages left; `validate` and `compare` may be missing.
+
+    So may `infer` where the case has no observation: the network is then trained for observations to come.
+    """
+    inputs = {"posterior": run.input("train")}
+    if run.case.observation is not None or run.output("infer").is_file():
+        inputs["inference"] = run.input("infer")
+        if is_stale(inputs["inference"], inputs):
+            raise InputError(f"{inputs['inference']}: made with another posterior: run `elboscope infer` again")
     inputs |= {stage: run.output(stage) for stage in ("validate", "compare") if _is_current(run, stage, inputs)}
     key = begin(run, "report", VERSION, run.relevant("name", "title", "seed", "simulator"), inputs)
     output = run.output("report")
     if key is None:
         return output
     header = read_safetensors_header(inputs["posterior"])
-    observations = _observations(run, inputs["inference"])
+    observations = _observations(run, inputs["inference"]) if "inference" in inputs else []
     comparison = _comparison(run, inputs)
     calibration, calibration_figures = _calibration(run, inputs.get("validate"))
-    figures = [*_observation_figures(run, inputs), *_training_figures(header), *calibration_figures]
+    observation_figures = _observation_figures(run, inputs) if observations else []
+    figures = [*observation_figures, *_training_figures(header), *calibration_figures]
     record = json.loads(provenance(key.started))
     content = ReportContent(
         title=run.case.title or run.case.name,
@@ -382,6 +388,8 @@ def _summary(
 ) -> tuple[str, ...]:
     counts = {v: sum(o.verdict == v for o in observations) for v in dict.fromkeys(o.verdict for o in observations)}
     sentences = [f"{len(observations)} observation(s): {', '.join(f'{n} {v}' for v, n in counts.items())}."]
+    if not observations:
+        sentences = ["No observation yet: a network for those to come (elboscope infer posterior.safetensors FILE)."]
     if comparison[1:]:
         worst = max(r.c2st or 0.5 for r in comparison[1:])
         sentences.append(
@@ -407,6 +415,8 @@ def _warnings(
         )
     if int(header.get("refused", "0")):
         found.append(
-            f"{header['refused']} draws met in training had no finite likelihood or prior and were left out of the ELBO."
+            f"{header['refused']} draws met in training had no finite likelihood or prior: no weight, no gradient."
         )
+    if int(header.get("skipped", "0")):
+        found.append(f"{header['skipped']} training steps had a gradient that was not finite, and changed nothing.")
     return found

@@ -90,6 +90,11 @@ class Run:
             raise InputError("device: cuda was asked for, but torch sees no GPU; use device: auto or cpu")
         return torch.device("cuda" if name in ("auto", "cuda") and torch.cuda.is_available() else "cpu")
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What `run` does: without an observation there is nothing to infer or compare."""
+        return STAGES if self.case.observation else tuple(s for s in STAGES if s not in ("infer", "compare"))
+
     @cached_property
     def phases(self) -> tuple[PhaseSettings, ...]:
         """The training schedule, chosen where the case gives none."""

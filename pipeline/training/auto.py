@@ -29,13 +29,22 @@ def schedule(settings: TrainSettings, *, has_likelihood: bool, simulations: int)
 
 
 FREE = (
-    PhaseSettings(objective="forward_kl", steps=4_000, learning_rate=2e-3),
-    PhaseSettings(objective="wake", steps=400, learning_rate=5e-4, draws=16, batch=128),
+    PhaseSettings(objective="forward_kl", steps=3_600, learning_rate=2e-3),
+    PhaseSettings(objective="elbo", steps=400, learning_rate=5e-4),
 )
+"""Forward KL learns every mode; the ELBO then completes tails and sharpens, or is rolled back."""
 SCARCE_PHASES = (
-    PhaseSettings(objective="forward_kl", steps=1_000, learning_rate=2e-3),
-    PhaseSettings(objective={"wake": 1.0, "forward_kl": 0.2}, steps=3_000, learning_rate=1e-3, draws=16, batch=128),
+    PhaseSettings(objective="forward_kl", steps=800, learning_rate=2e-3, batch=128),
+    PhaseSettings(
+        objective={"wake": 0.7, "forward_kl": 0.3},
+        steps=3_200,
+        learning_rate=1e-3,
+        draws=16,
+        batch=64,
+        prior_share=0.25,
+    ),
 )
+"""The likelihood weighs as many draws of theta as are asked for: wake needs no simulation beyond x."""
 
 
 def share_out(phases: tuple[PhaseSettings, ...], steps: int) -> tuple[PhaseSettings, ...]:

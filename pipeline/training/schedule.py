@@ -18,6 +18,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.data import DataLoader
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader
 from pipeline.config import CaseSettings, PhaseSettings
 from pipeline.errors import InputError
 from pipeline.estimators.network import PosteriorNetwork
-from pipeline.interrupt import asked_to_stop, stop_if_asked
+from pipeline.interrupt import asked_to_stop, handle_sigterm_again, stop_if_asked
 from pipeline.progress import console, progress_bar
 from pipeline.store import complete_or_absent, read_safetensors, write_safetensors, write_text
 from pipeline.training.data import Source, TrainingSet
@@ -112,6 +113,9 @@ class _Checkpoints(Callback):
     def __init__(self, path: Path, *, table: Path, before: list[dict[str, float]], every: int, advance: Any) -> None:
         self.path, self.table, self.before, self.every, self.advance = path, table, before, every, advance
         self.last_time, self.last_step = time.monotonic(), 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        handle_sigterm_again()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -274,7 +278,11 @@ def _fit(
             inference_mode=False,
         )
         loader = DataLoader(_Steps(phase.steps), batch_size=None, shuffle=False)  # pyright: ignore[reportArgumentType]
-        trainer.fit(module, loader, ckpt_path=checkpoint if done else None, weights_only=True)
+        try:
+            trainer.fit(module, loader, ckpt_path=checkpoint if done else None, weights_only=True)
+        except SIGTERMException:  # a signal that came before `on_train_start`
+            stop_if_asked()
+            raise
     if not all(math.isfinite(v) for r in module.history for k, v in r.items() if k == "loss"):
         raise InputError(
             f"train: the loss of phase {module.index} ({phase.label}) became NaN or infinite; try a lower learning_rate"

@@ -17,9 +17,9 @@ from pipeline.estimators.network import PosteriorNetwork
 from pipeline.estimators.posterior import new_network
 from pipeline.interrupt import Interrupted, handle_signals
 from pipeline.training.auto import schedule
-from pipeline.training.data import TrainingSet, training_set
+from pipeline.training.data import FreshSimulations, TrainingSet, training_set
 from pipeline.training.phase import Phase
-from pipeline.training.schedule import Trained, _parse_history, format_history, train_schedule
+from pipeline.training.schedule import Trained, _Checkpoints, _parse_history, format_history, train_schedule
 from simulators.priors import prior_of, sample
 
 PHASES = [
@@ -62,13 +62,14 @@ class Training:
         return training_set(self.simulator, theta, x, prior=self.prior, proposal=self.prior, device=torch.device("cpu"))
 
     def run(self, folder: Path, *, key: str = "key") -> Trained:
+        fresh = FreshSimulations(self.simulator, self.prior, self.prior, torch.device("cpu"))
         return train_schedule(
             self.network,
             case=self.case,
             phases=schedule(self.case.train, has_likelihood=True, simulations=1000),
             simulator=self.simulator,
             prior=self.prior,
-            training=self.training,
+            training=fresh if self.case.train.data == "online" else self.training,
             held_out=self.held_out,
             folder=folder,
             key=key,
@@ -122,6 +123,22 @@ def test_a_schedule_learns_and_says_what_each_phase_gained(whole: tuple[Training
     assert figures["held_out_elbo"] == pytest.approx(best, abs=1e-9)  # what is delivered is the best that was seen
 
 
+def test_a_sigterm_between_two_steps_stops_the_run_and_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Lightning's own handler would end the process with exit code 0."""
+    original = _Checkpoints.on_train_batch_end
+
+    def with_signal(self: _Checkpoints, trainer: Any, *rest: Any) -> None:
+        original(self, trainer, *rest)
+        if trainer.global_step == 17:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(_Checkpoints, "on_train_batch_end", with_signal)
+    interrupted(Training(case_of()), tmp_path)
+    assert torch.load(tmp_path / "phase-0.ckpt", weights_only=True)["global_step"] == 18
+
+
 @pytest.mark.parametrize(("phase", "step"), [(0, 37), (0, 59), (1, 1), (1, 29)])
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
     whole: tuple[Training, Trained, Path], phase: int, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -135,6 +152,52 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
     assert equal(again.network, whole[0].network)
     assert trained == whole[1]
     assert not list(tmp_path.glob("*.ckpt"))
+
+
+def test_on_fresh_simulations_too_stopped_and_resumed_equals_uninterrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uninterrupted = Training(case_of(data="online"))
+    trained = uninterrupted.run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stopped_at(29, 1, patch)
+        interrupted(Training(case_of(data="online")), tmp_path / "stopped")
+    again = Training(case_of(data="online"))
+    assert again.run(tmp_path / "stopped") == trained
+    assert equal(again.network, uninterrupted.network)
+    stored = Training(case_of())
+    stored.run(tmp_path / "stored")
+    assert not equal(stored.network, again.network)
+
+
+@pytest.mark.parametrize("objective", ["iwelbo", "wake", {"elbo": 0.5, "forward_kl": 0.5}])
+def test_every_objective_resumes_bit_for_bit(objective: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phases = [{"objective": objective, "steps": 40, "batch": 32, "draws": 4, "prior_share": 0.25, "temper_from": 0.5}]
+    uninterrupted = Training(case_of(phases=phases))
+    trained = uninterrupted.run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stopped_at(31, 0, patch)
+        interrupted(Training(case_of(phases=phases)), tmp_path / "stopped")
+    again = Training(case_of(phases=phases))
+    assert again.run(tmp_path / "stopped") == trained
+    assert equal(again.network, uninterrupted.network)
+
+
+def test_a_gradient_that_is_no_number_changes_nothing_and_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Phase.training_step
+
+    def sometimes_nan(self: Phase, batch: Any, batch_idx: int) -> Any:
+        loss = original(self, batch, batch_idx)
+        return loss * torch.nan if self.global_step in (7, 8) else loss
+
+    monkeypatch.setattr(Phase, "training_step", sometimes_nan)
+    training = Training(case_of())
+    trained = training.run(tmp_path)
+    assert trained.skipped == 4  # two in each phase
+    assert all(bool(p.isfinite().all()) for p in training.network.parameters())
+    assert trained.history[-1]["held_out_elbo"] > trained.history[0]["held_out_elbo"]
 
 
 def test_finished_phases_are_not_trained_again(

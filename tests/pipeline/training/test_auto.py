@@ -1,0 +1,41 @@
+"""Which schedule a case gets where it names none."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.config import PhaseSettings, TrainSettings
+from pipeline.training.auto import SCARCE, schedule, share_out
+
+
+def leading(phase: PhaseSettings) -> str:
+    return max(phase.weights, key=lambda name: phase.weights[name])
+
+
+@pytest.mark.parametrize(
+    ("data", "has_likelihood", "simulations", "objectives"),
+    [
+        ("file", False, 100, ["forward_kl"]),  # nothing else is possible
+        ("online", False, 100, ["forward_kl"]),
+        ("file", True, SCARCE, ["forward_kl", "elbo"]),
+        ("online", True, 100, ["forward_kl", "elbo"]),  # the file is for checks only
+        ("file", True, SCARCE - 1, ["forward_kl", "wake"]),
+    ],
+)
+def test_likelihood_and_number_of_simulations_decide(
+    data: str, has_likelihood: bool, simulations: int, objectives: list[str]
+) -> None:
+    settings = TrainSettings.model_validate({"data": data})
+    chosen = schedule(settings, has_likelihood=has_likelihood, simulations=simulations)
+    assert [leading(phase) for phase in chosen] == objectives
+    assert all(has_likelihood or not phase.needs_likelihood for phase in chosen)
+
+
+def test_what_the_case_names_is_what_it_gets_and_steps_scale_either() -> None:
+    given = (PhaseSettings(objective="elbo", steps=30), PhaseSettings(objective="wake", steps=10))
+    assert schedule(TrainSettings(phases=given), has_likelihood=True, simulations=10) == given
+    scaled = schedule(TrainSettings(phases=given, steps=400), has_likelihood=True, simulations=10)
+    assert scaled == share_out(given, 400)
+    assert [p.steps for p in scaled] == [300, 100]
+    chosen = schedule(TrainSettings(steps=50), has_likelihood=True, simulations=10**6)
+    assert sum(p.steps for p in chosen) == 50
