@@ -52,7 +52,7 @@ def content(good) -> ReportContent:
         ),
         calibration=CalibrationReport(500, 400, (CalibrationRow("logk1", "", 0.67, 0.49, 0.91),), 0.45, -0.01, True),
         phases=(
-            PhaseRow("forward_kl", 6000, 2e-3, -4.98, -104.2, 0.61, 140.0, True),
+            PhaseRow("forward_kl", 6000, 2e-3, -4.98, -104.2, 0.61, True),
             PhaseRow("elbo", 9, 1e-4, kept=False),
         ),
         figures=(
