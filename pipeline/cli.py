@@ -204,6 +204,19 @@ def _run(config: Path, overrides: list[str] | None, run_dir: Path | None, observ
     return Run(case, run_dir if run_dir is not None else Path("runs") / case.name)
 
 
+def _of_the_simulator(error: Exception) -> str | None:
+    """One line for an error that a user's own simulator raised, or that the contract of simulators did; else None."""
+    import traceback
+
+    problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    frames = traceback.extract_tb(error.__traceback__)
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame, module in zip(reversed(frames), reversed(modules), strict=True):
+        if module.startswith("elboscope_user_simulator_"):
+            return f"{frame.filename}, line {frame.lineno}, in {frame.name}: {problem}"
+    return str(error) if modules[-1:] == ["simulators.protocol"] else None
+
+
 def main() -> NoReturn:
     """Entry point: one line and exit code 2 for bad input, 128 + signal where a signal stopped the run."""
     from pipeline.interrupt import Interrupted, handle_signals
@@ -213,6 +226,12 @@ def main() -> NoReturn:
             app(standalone_mode=True)
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError) as error:
+        line = _of_the_simulator(error)
+        if line is None:
+            raise
+        typer.echo(f"error: {line}", err=True)
         sys.exit(2)
     except OSError as error:
         if error.filename is None:

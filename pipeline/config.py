@@ -25,7 +25,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Settings(BaseModel):
     """Base of every block of settings: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class SimulatorSettings(Settings):
@@ -134,6 +134,15 @@ class PhaseSettings(Settings):
     def _something_to_optimise(self) -> PhaseSettings:
         if not self.weights:
             raise ValueError("train.phases: objective: a weighted sum needs at least one objective")
+        if "wake" in self.weights:
+            if self.draws < 2:
+                raise ValueError(
+                    "train.phases: wake compares draws of the same x: it needs draws of at least 2, better 8"
+                )
+            if self.prior_share and not 1 <= round(self.prior_share * self.draws) < self.draws:
+                raise ValueError(
+                    f"train.phases: prior_share {self.prior_share} of {self.draws} draws leaves none to the prior, or none to q"
+                )
         return self
 
     @property
@@ -299,7 +308,9 @@ class CompareSettings(Settings):
 class CaseSettings(Settings):
     """A case: everything that `elboscope run` needs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), populate_by_name=True
+    )
 
     name: str = Field(default="", description="name of the run folder; default: the name of the YAML file")
     title: str = Field(default="", description="title of the report")
@@ -504,3 +515,9 @@ def build_simulator(settings: SimulatorSettings) -> Simulator:
         return create(settings.name, settings.options, path=settings.path)
     except (ValueError, TypeError, OSError) as error:
         raise InputError(f"simulator: {error}") from error
+    except Exception as error:
+        if settings.path is None:
+            raise
+        raise InputError(
+            f"simulator: {settings.path}: {type(error).__name__}: {error}"
+        ) from error  # the user's own code

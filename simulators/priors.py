@@ -165,7 +165,7 @@ def proposal_of(simulator: Simulator, specs: Mapping[str, PriorSpec]) -> Distrib
     for name, spec in specs.items():
         index = names.index(name)
         proposal = distribution_from_spec(spec, f"simulate.proposal.{name}")
-        probe = proposal.icdf(torch.tensor([0.001, 0.5, 0.999], dtype=torch.float64))
+        probe = proposal.icdf(torch.tensor([1e-9, 0.5, 1 - 1e-9], dtype=torch.float64))
         if not bool(in_support(marginals[index], probe).all()):
             raise ValueError(f"simulate.proposal.{name}: reaches outside the support of the prior")
         marginals[index] = proposal
@@ -175,12 +175,15 @@ def proposal_of(simulator: Simulator, specs: Mapping[str, PriorSpec]) -> Distrib
 def sample(distribution: Distribution, count: int, generator: torch.Generator) -> Tensor:
     """`count` draws that depend on the generator alone, on its device.
 
-    torch.distributions draw from the global generator of the CPU; it is seeded from ours and then restored.
-    A generator of a GPU gives other numbers than one of the CPU from the same seed.
+    torch.distributions draw from the global generator of the device on which they lie; it is seeded from ours and
+    then restored. A generator of a GPU gives other numbers than one of the CPU from the same seed.
     """
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    with torch.random.fork_rng(devices=[]):
+    gpus = [generator.device] if generator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU too, for good
+        for gpu in gpus:
+            torch.cuda.default_generators[gpu.index or 0].manual_seed(seed)
         return distribution.sample((count,)).to(generator.device)
 
 

@@ -29,6 +29,10 @@ BUILT_IN: dict[str, str] = {
     "lotka_volterra": "simulators.benchmark.lotka_volterra:LotkaVolterra",
 }
 ENTRY_POINT_GROUP = "elboscope.simulators"
+RESERVED = frozenset(
+    ("chain", "draw", "observation", "proposal_draw", "log_q", "log_likelihood", "log_joint", "log_weight", "log_prior")
+)
+"""Names of variables and dimensions in result files."""
 
 
 def available() -> dict[str, str]:
@@ -99,6 +103,9 @@ def create(name: str, options: Mapping[str, Any] | None = None, *, path: Path | 
     if not isinstance(simulator, Simulator):
         raise ValueError(f"{name} is not a simulator: it needs name, parameters, observables and simulate")
     names = [p.name for p in simulator.parameters] + [o.name for o in simulator.observables]
+    reserved = sorted(set(names) & RESERVED)
+    if reserved:
+        raise ValueError(f"simulator {name!r}: {reserved[0]!r} is a name that result files use; choose another")
     repeated = {n for n in names if names.count(n) > 1}
     if repeated:
         raise ValueError(f"simulator {name!r}: names used twice: {', '.join(sorted(repeated))}")

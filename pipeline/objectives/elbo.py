@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from pipeline.objectives.joint import LogDensity, evaluate
@@ -48,5 +47,5 @@ def elbo(
     joint = evaluate(theta, log_q, log_likelihood=lambda t: power * log_likelihood(t), log_prior=log_prior)
     count = joint.usable.sum().clamp_min(1)
     reconstruction = joint.log_likelihood.sum() / count
-    regularization = torch.where(joint.usable, log_q - joint.log_prior, 0.0).sum() / count
+    regularization = (joint.log_q - joint.log_prior).sum() / count
     return Bound(reconstruction - regularization, reconstruction, regularization, joint.refused)

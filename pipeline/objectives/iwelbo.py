@@ -46,6 +46,6 @@ def iwelbo(
     slope = (share.square() * finite).sum() / rows
     count = joint.usable.sum().clamp_min(1)
     reconstruction = joint.log_likelihood.detach().sum() / count
-    regularization = torch.where(joint.usable, log_q.detach() - joint.log_prior.detach(), 0.0).sum() / count
+    regularization = (joint.log_q.detach() - joint.log_prior.detach()).sum() / count
     # the value of the bound, with the gradient of `slope`
     return Bound(value + slope - slope.detach(), reconstruction, regularization, joint.refused)

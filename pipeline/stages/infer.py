@@ -22,11 +22,11 @@ from pipeline.estimators.posterior import Posterior, load_posterior
 from pipeline.progress import console
 from pipeline.schema import CERTIFICATE, STAGE, VERDICTS
 from pipeline.stages.ladder import Outcome, climb, one_row
-from pipeline.stages.run import Run, begin, finish, load_observation, with_digests
+from pipeline.stages.run import Run, begin, finish, load_observation, need_same_settings, with_digests
 from pipeline.store import DataSet, complete_or_absent, content_key, input_digest, read_attribute, read_key, stamp
 from simulators.protocol import has_likelihood
 
-VERSION = 1
+VERSION = 2
 FULL_IDENTITIES = 5
 
 
@@ -37,6 +37,7 @@ def infer(run: Run) -> Path:
     data = run.observation()
     assert observation is not None
     inputs = {"posterior": run.input("train"), "observation": observation}
+    need_same_settings(run, inputs["posterior"], "train")
     key = begin(run, "infer", VERSION, run.relevant("seed", "simulator", "infer"), inputs)
     output = run.output("infer")
     if key is None:
@@ -189,6 +190,7 @@ def certificate_values(outcome: Outcome) -> dict[str, float]:
     own = {f.name: float(getattr(outcome.evidence, f.name)) for f in fields(Evidence)}
     amortized = {f"amortized_{f.name}": float(getattr(outcome.amortized, f.name)) for f in fields(Evidence)}
     other = {"repeated_fraction": outcome.repeated_fraction, "likelihood_calls": float(outcome.likelihood_calls)}
+    amortized["amortized_kl_gap"] = own["log_evidence"] - amortized["amortized_elbo"]
     values = own | amortized | other
     return {name: values[name] for name in CERTIFICATE}
 

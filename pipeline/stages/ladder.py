@@ -9,14 +9,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.config import InferSettings
-from pipeline.estimators.importance import Evidence, WeightedDraws, summarize, systematic_resample
+from pipeline.estimators.importance import (
+    Evidence,
+    WeightedDraws,
+    summarize,
+    systematic_resample,
+    usable_log_weight,
+)
 from pipeline.estimators.network import Condition, PosteriorNetwork
 from pipeline.estimators.posterior import Posterior
 from pipeline.estimators.proposal import Amortized, Mixture, weigh
@@ -25,6 +31,9 @@ from pipeline.rng import generator
 from pipeline.training.adaptation import adapt
 from pipeline.training.refinement import refine
 from simulators.protocol import Data
+
+MOST_MISSED = 0.02
+"""Share of all weight that a draw of the amortized q may carry at most under the refined mixture."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +87,10 @@ def climb(posterior: Posterior, x: Data, *, settings: InferSettings, seed: int, 
     if wanted:
         refinement = _refine(posterior, x, condition, draws, amortized, settings, seed, index)
         calls += refinement.calls
-        note = why_rejected(refinement.evidence, amortized, settings)
+        note = why_rejected(refinement.evidence, amortized, settings, missed=refinement.missed)
         if not note:
             chosen, evidence, verdict = refinement.draws, refinement.evidence, "refined"
-        elif _is_better(refinement.evidence, amortized, settings) and verdict == "failed":
+        elif verdict == "failed" and refinement.earns_corrected(amortized, settings):
             chosen, evidence, verdict = refinement.draws, refinement.evidence, "corrected"
     order, repeated = systematic_resample(
         chosen.log_weight, settings.draws, generator=_stream(posterior, seed, "deliver", index)
@@ -110,36 +119,52 @@ def is_exact(evidence: Evidence, settings: InferSettings) -> bool:
     return ess >= settings.exact_ess_fraction and k <= limit
 
 
-def _is_better(refined: Evidence, amortized: Evidence, settings: InferSettings) -> bool:
-    """Whether a refinement that is not exact has at least earned `corrected`, and lost no evidence."""
-    fall = float(amortized.log_evidence - refined.log_evidence)
-    error = float((amortized.log_evidence_error.square() + refined.log_evidence_error.square()).sqrt())
-    return fall <= 2 * error and verdict_of(refined, settings, settings.proposals) == "corrected"
-
-
-def why_rejected(refined: Evidence, amortized: Evidence, settings: InferSettings) -> str:
+def why_rejected(refined: Evidence, amortized: Evidence, settings: InferSettings, *, missed: float = 0.0) -> str:
     """Empty if a refinement passes, else the reason.
 
-    It needs what `exact` needs, and its evidence must not fall by more than the errors of both: a copy must
-    not certify itself by forgetting a mode.
+    It needs what `exact` needs, and must not have lost anything: see `what_it_lost`.
     """
     if not is_exact(refined, settings):
         return f"refinement reached ess_fraction {float(refined.ess_fraction):.3f} and pareto_k {float(refined.pareto_k):.2f} only"
+    return what_it_lost(refined, amortized, missed=missed)
+
+
+def what_it_lost(refined: Evidence, amortized: Evidence, *, missed: float) -> str:
+    """Empty if a refinement has kept what the amortized q had seen: a copy must not certify itself by forgetting a mode.
+
+    Its evidence must not fall by more than the errors of both. Where a single draw of the amortized q carries most of
+    its weight, that error says nothing; so no amortized draw may be one that the mixture all but misses.
+
+    Args:
+        missed: share of all weight that a single amortized draw would carry among the draws of the mixture.
+    """
     fall = float(amortized.log_evidence - refined.log_evidence)
     error = float((amortized.log_evidence_error.square() + refined.log_evidence_error.square()).sqrt())
     # two standard errors of the difference, so that one honest refinement in forty is turned away, not one in six
     if fall > 2 * error:
         return f"refinement lost {fall:.4f} nats of evidence, more than the error {error:.4f}: it may have forgotten a mode"
+    if missed > MOST_MISSED:
+        return f"a draw of the amortized q would carry {missed:.1%} of all weight: the refinement may have forgotten a mode"
     return ""
 
 
 @dataclass(frozen=True)
 class _Refinement:
-    """Weighted draws of a refined copy in its mixture, their figures, and the likelihood calls that they cost."""
+    """Weighted draws of a refined copy in its mixture, their figures, and the likelihood calls that they cost.
+
+    Attributes:
+        missed: largest share of all weight that one of the amortized draws would carry among them.
+    """
 
     draws: WeightedDraws
     evidence: Evidence
-    calls: int
+    missed: float
+    calls: int = 0
+
+    def earns_corrected(self, amortized: Evidence, settings: InferSettings) -> bool:
+        """Whether it is at least `corrected`, having lost nothing."""
+        lost = what_it_lost(self.evidence, amortized, missed=self.missed)
+        return not lost and verdict_of(self.evidence, settings, settings.proposals) == "corrected"
 
 
 def _refine(
@@ -161,59 +186,64 @@ def _refine(
     common: dict[str, Any] = {"simulator": posterior.simulator, "prior": posterior.prior, "x": x}
     copy, calls, adapted = posterior.network, 0, None
     widened = posterior.network  # what is widened is the amortized q, unless it is far off
+
+    def weighed(purpose: str) -> _Refinement:
+        mixture = _mixture(posterior.network, copy, widened, condition, settings)
+        stream = _stream(posterior, seed, purpose, index)
+        with progress_bar("weigh", settings.proposals) as advance:
+            new = weigh(mixture, draws=settings.proposals, generator=stream, advance=advance, **common)
+        evidence = summarize(new)
+        return _Refinement(new, evidence, _largest_share(mixture, draws, evidence, settings.proposals))
+
     if float(amortized.ess_fraction) < options.adapt.below:
         with progress_bar("adapt", options.adapt.rounds) as advance:
             stream = _stream(posterior, seed, "adapt", index)
             copy, calls = adapt(
                 copy, condition, first=draws, settings=options.adapt, generator=stream, advance=advance, **common
             )
-        widened = copy
-        stream = _stream(posterior, seed, "weigh-adapted", index)
-        adapted = _weigh_mixture(posterior, x, condition, copy, widened, settings, stream)
-        calls += settings.proposals
+        widened, calls = copy, calls + settings.proposals
+        adapted = weighed("weigh-adapted")
     if options.steps == 0 and adapted is not None:
-        return _Refinement(adapted, summarize(adapted), calls)
+        return replace(adapted, calls=calls)
     with progress_bar("refine", options.steps) as advance:
         stream = _stream(posterior, seed, "refine", index)
         copy = refine(copy, condition, settings=options, generator=stream, advance=advance, **common)
-    stream = _stream(posterior, seed, "weigh-refined", index)
-    refined = _weigh_mixture(posterior, x, condition, copy, widened, settings, stream)
+    refined = weighed("weigh-refined")
     calls += options.steps * options.draws + settings.proposals
-    evidence = summarize(refined)
-    if adapted is not None and why_rejected(evidence, before := summarize(adapted), settings):
-        return _Refinement(adapted, before, calls)
-    return _Refinement(refined, evidence, calls)
+    if adapted is not None and why_rejected(refined.evidence, adapted.evidence, settings, missed=refined.missed):
+        return replace(adapted, calls=calls)
+    return replace(refined, calls=calls)
 
 
-def _weigh_mixture(
-    posterior: Posterior,
-    x: Data,
-    condition: Condition,
+def _mixture(
+    amortized: PosteriorNetwork,
     copy: PosteriorNetwork,
     widened: PosteriorNetwork,
+    condition: Condition,
     settings: InferSettings,
-    stream: torch.Generator,
-) -> WeightedDraws:
-    """Weighted draws under a mixture of the refined q, the amortized q, and `widened` with wider tails.
+) -> Mixture:
+    """The refined q, the amortized q, and `widened` with wider tails.
 
     The amortized part keeps a mode that the copy may have left; the wide part bounds the weights where both have
     tails lighter than the posterior's.
     """
     options = settings.refine
-    amortized = Amortized(posterior.network, condition)
-    wide = Amortized(widened, condition, base_scale=options.wide_scale)
-    shares = [1 - options.amortized_share - options.wide_share, options.amortized_share, options.wide_share]
-    mixture = Mixture([Amortized(copy, condition), amortized, wide], shares)
-    with progress_bar("weigh", settings.proposals) as advance:
-        return weigh(
-            mixture,
-            posterior.simulator,
-            posterior.prior,
-            x,
-            draws=settings.proposals,
-            generator=stream,
-            advance=advance,
-        )
+    parts = [
+        Amortized(copy, condition),
+        Amortized(amortized, condition),
+        Amortized(widened, condition, base_scale=options.wide_scale),
+    ]
+    return Mixture(
+        parts,
+        [1 - options.amortized_share - options.wide_share, options.amortized_share, options.wide_share],
+    )
+
+
+@torch.no_grad()
+def _largest_share(mixture: Mixture, draws: WeightedDraws, evidence: Evidence, count: int) -> float:
+    r"""$\max_k p(x, \theta_k) / [m(\theta_k) \hat p(x)] / K$ over draws that the mixture m did not make; costs no likelihood."""
+    log_weight = usable_log_weight(draws.log_joint - mixture.log_q(draws.theta))
+    return float((log_weight.max() - evidence.log_evidence).exp()) / count
 
 
 def _stream(posterior: Posterior, seed: int, purpose: str, index: int) -> torch.Generator:

@@ -15,6 +15,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from pipeline.config import CaseSettings, case_from_values
 from pipeline.diagnostics.calibration import Calibration, calibrate
 from pipeline.errors import InputError
 from pipeline.plots.calibration import plot_rank_ecdf, plot_rank_histogram, plot_tarp
@@ -35,25 +36,34 @@ from pipeline.plots.training import plot_training
 from pipeline.plots.weights import WeightSet, plot_weights
 from pipeline.progress import console
 from pipeline.rng import generator
-from pipeline.schema import CERTIFICATE, PROVENANCE
+from pipeline.schema import CERTIFICATE, PROVENANCE, SETTINGS
 from pipeline.stages.ladder import one_row
 from pipeline.stages.run import Run, begin, finish, inferred_observation, is_stale
-from pipeline.store import complete_or_absent, open_hdf5, provenance, read_safetensors_header, write_text
+from pipeline.store import (
+    complete_or_absent,
+    open_hdf5,
+    provenance,
+    read_attribute,
+    read_safetensors_header,
+    write_text,
+)
 from simulators.protocol import Parameter, context_of, data_observables
 
 VERSION = 2
 SHOWN_OBSERVATIONS = 5
 CURVES = 400
+LEAST_TESTED = 0.8
+"""Share of held-out simulations below which calibration is said to speak of a part of them only."""
 Array = NDArray[np.float64]
 
 
 def report(run: Run) -> Path:
     """Write `report.html` from what the other stages left; `validate` and `compare` may be missing.
 
-    So may `infer` where the case has no observation: the network is then trained for observations to come.
+    So may `infer` where the case has no observation (the network is then trained for those to come) or no likelihood.
     """
     inputs = {"posterior": run.input("train")}
-    if run.case.observation is not None or run.output("infer").is_file():
+    if "infer" in run.stages or run.output("infer").is_file():
         inputs["inference"] = run.input("infer")
         if is_stale(inputs["inference"], inputs):
             raise InputError(f"{inputs['inference']}: made with another posterior: run `elboscope infer` again")
@@ -63,6 +73,7 @@ def report(run: Run) -> Path:
     if key is None:
         return output
     header = read_safetensors_header(inputs["posterior"])
+    used = _settings_used(run, inputs)
     observations = _observations(run, inputs["inference"]) if "inference" in inputs else []
     comparison = _comparison(run, inputs)
     calibration, calibration_figures = _calibration(run, inputs.get("validate"))
@@ -75,12 +86,12 @@ def report(run: Run) -> Path:
         content_key=key.key,
         summary=_summary(run, observations, comparison, calibration),
         observations=tuple(observations),
-        infer=run.case.infer,
+        infer=used.infer,
         comparison=tuple(comparison),
         calibration=calibration,
         phases=tuple(_phases(header)),
         figures=tuple(figures),
-        settings_yaml=yaml.safe_dump(run.case.dump(), sort_keys=False),
+        settings_yaml=yaml.safe_dump(used.dump(), sort_keys=False),
         provenance={k: str(v) for k, v in record.items() if k not in ("versions", "wall_time_s")},
         versions=record["versions"],
         warnings=tuple(_warnings(run, header, observations, calibration)),
@@ -88,6 +99,17 @@ def report(run: Run) -> Path:
     _save_figures(run, figures)
     write_text(output, render_report(content))
     return finish(run, key, f"figures also as PNG in {run.folder / 'figures'}")
+
+
+def _settings_used(run: Run, inputs: Mapping[str, Path]) -> CaseSettings:
+    """The settings that made the files on the page, block by block; the case may have been changed since."""
+    values = run.case.dump()
+    owners = {"posterior": ("simulator", "simulate", "train"), "inference": ("infer",)}
+    owners |= {"validate": ("validate",), "compare": ("compare",)}
+    for name, blocks in owners.items():
+        stored = json.loads(read_attribute(inputs[name], SETTINGS) or "{}") if name in inputs else {}
+        values |= {block: stored[block] for block in blocks if block in stored}
+    return case_from_values(values, str(run.folder))
 
 
 def _is_current(run: Run, stage: str, inputs: Mapping[str, Path]) -> bool:
@@ -291,7 +313,7 @@ def _comparison(run: Run, inputs: dict[str, Path]) -> list[ComparisonRow]:
         )
     ]
     with open_hdf5(path) as file:
-        group: Any = file[identifier]
+        group: Any = file.get(identifier, {})
         for name, side in group.items():
             a = side.attrs
             evidence = float(a["log_evidence"]) if "log_evidence" in a else None
@@ -352,8 +374,11 @@ def _calibration(run: Run, path: Path | None) -> tuple[CalibrationReport | None,
     if not tested.all():
         note += (
             f" {int((~tested).sum())} of {len(tested)} simulations were not tested: too few effective draws. The choice "
-            "depends on their data alone, which leaves the ranks of the others uniform."
+            "depends on their data and on q, not on the true parameters, which leaves the ranks of the others uniform; of "
+            "the simulations left out it says nothing."
         )
+    if tested.mean() < LEAST_TESTED:
+        note += " So many are left out that this says little of the whole population."
     return _calibration_report(run, c, len(theta_true), ess, note), figures
 
 
@@ -418,5 +443,5 @@ def _warnings(
             f"{header['refused']} draws met in training had no finite likelihood or prior: no weight, no gradient."
         )
     if int(header.get("skipped", "0")):
-        found.append(f"{header['skipped']} training steps had a gradient that was not finite, and changed nothing.")
+        found.append(f"{header['skipped']} training steps had a gradient that was not finite, which was left out.")
     return found

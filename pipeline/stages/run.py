@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 from pipeline.config import CaseSettings, PhaseSettings, build_simulator
 from pipeline.errors import InputError
 from pipeline.progress import console
-from pipeline.schema import INPUTS
+from pipeline.schema import INPUTS, SETTINGS
 from pipeline.store import (
     DataSet,
     content_key,
@@ -92,8 +92,9 @@ class Run:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """What `run` does: without an observation there is nothing to infer or compare."""
-        return STAGES if self.case.observation else tuple(s for s in STAGES if s not in ("infer", "compare"))
+        """What `run` does: without an observation or a likelihood there is nothing to infer or compare."""
+        certified = self.case.observation is not None and has_likelihood(self.simulator)
+        return STAGES if certified else tuple(s for s in STAGES if s not in ("infer", "compare"))
 
     @cached_property
     def phases(self) -> tuple[PhaseSettings, ...]:
@@ -149,6 +150,31 @@ class Run:
             raise InputError(
                 f"{stage}: simulator {self.simulator.name!r} has no log_likelihood, which this stage needs"
             )
+
+
+def need_same_settings(run: Run, path: Path, stage: str) -> None:
+    """Refuse the output of an earlier stage that was made with other settings of that stage than the case has now.
+
+    Raises:
+        InputError: names the first setting that differs.
+    """
+    stored = json.loads(read_attribute(path, SETTINGS) or "{}").get(stage)
+    wanted = run.case.dump(stage)[stage]
+    if stored is None or stored == wanted:
+        return
+    had, has = _flat(stored), _flat(wanted)
+    key = next(k for k in [*has, *had] if had.get(k) != has.get(k))
+    raise InputError(
+        f"{path}: made with {stage}.{key} = {had.get(key)}, the case says {has.get(key)}: run `elboscope {stage}` again"
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
 
 
 def with_digests(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ import torch
 from pipeline.errors import InputError
 from pipeline.progress import progress_bar
 from pipeline.rng import generator
-from pipeline.schema import CONTENT_KEY, SETTINGS, STAGE
+from pipeline.schema import CONTENT_KEY, STAGE
 from pipeline.stages.run import Run, StageKey, begin, finish
-from pipeline.store import open_hdf5, read_attribute, read_key, write_data, write_hdf5
+from pipeline.store import open_hdf5, read_key, write_data, write_hdf5
 from simulators.priors import sample
 
 VERSION = 1
@@ -89,20 +88,6 @@ def _forget_what_lost_its_shards(run: Run) -> None:
         shards = {s.file_name for s in theta.virtual_sources()} if theta is not None and theta.is_virtual else set()
     if any(read_key(output.parent / name) != key for name in shards):
         output.unlink()
-
-
-def need_same_proposal(run: Run, simulations: Path) -> None:
-    """Refuse simulations whose theta came from another proposal: their importance weights would be wrong.
-
-    Raises:
-        InputError: `simulate.proposal` was changed and `simulate` not run again.
-    """
-    stored = json.loads(read_attribute(simulations, SETTINGS) or "{}").get("simulate", {}).get("proposal")
-    wanted = run.case.dump("simulate")["simulate"]["proposal"]
-    if stored is not None and stored != wanted:
-        raise InputError(
-            f"{simulations}: theta was drawn from simulate.proposal {stored}, the case says {wanted}: run `elboscope simulate` again"
-        )
 
 
 def _link(file: h5py.File, folder: Path, names: list[str]) -> None:

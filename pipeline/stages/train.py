@@ -14,8 +14,8 @@ from pipeline.estimators.network import PosteriorNetwork
 from pipeline.estimators.posterior import Posterior, new_network
 from pipeline.progress import console
 from pipeline.rng import derived_seed
-from pipeline.stages.run import Run, begin, finish
-from pipeline.stages.simulate import HELD_OUT, need_same_proposal
+from pipeline.stages.run import Run, begin, finish, need_same_settings
+from pipeline.stages.simulate import HELD_OUT
 from pipeline.store import open_hdf5, read_data, write_text
 from pipeline.training.data import FreshSimulations, TrainingSet, training_set
 from pipeline.training.schedule import format_history, train_schedule
@@ -29,12 +29,12 @@ HELD_OUT_ROWS = 512
 def train(run: Run) -> Path:
     """Train q(theta given x) on the simulations of this run."""
     simulations = run.input("simulate")
+    need_same_settings(run, simulations, "simulate")
     relevant = run.relevant("seed", "simulator", "simulate", "train")
     key = begin(run, "train", VERSION, relevant, {"simulations": simulations})
     output = run.output("train")
     if key is None:
         return output
-    need_same_proposal(run, simulations)
     _say_what_the_proposal_means(run)
     held_out, training = load_simulations(run)
     network = _initial_network(run, training)
@@ -62,7 +62,7 @@ def train(run: Run) -> Path:
     if trained.refused:
         console.print(f"train: {trained.refused} draws had no finite likelihood or prior: no weight, no gradient")
     if trained.skipped:
-        console.print(f"train: {trained.skipped} steps had a gradient that was not finite and changed nothing")
+        console.print(f"train: {trained.skipped} steps had a gradient that was not finite, which was left out")
     final = next(o for o in reversed(trained.phases) if o.kept).after
     names = ("forward_log_q", "elbo", "ess_fraction")
     figures = ", ".join(f"{n} {final[f'held_out_{n}']:.3f}" for n in names if f"held_out_{n}" in final)
@@ -107,7 +107,7 @@ def _say_what_the_proposal_means(run: Run) -> None:
         replaced = ", ".join(run.case.simulate.proposal)
         last = (
             "the weights of the certificate correct it"
-            if not phases[-1].needs_likelihood
+            if len(phases) - 1 in unweighted or not phases[-1].needs_likelihood
             else f"phase {len(phases) - 1} ({phases[-1].label}) targets the prior's"
         )
         console.print(

@@ -24,8 +24,8 @@ from pipeline.estimators.proposal import Amortized, weigh
 from pipeline.progress import console, progress_bar
 from pipeline.rng import generator
 from pipeline.stages.ladder import one_row
-from pipeline.stages.run import Run, begin, finish
-from pipeline.stages.simulate import HELD_OUT, need_same_proposal
+from pipeline.stages.run import Run, begin, finish, need_same_settings
+from pipeline.stages.simulate import HELD_OUT
 from pipeline.store import DataSet, create_dataset, open_hdf5, read_data, write_hdf5
 from simulators.priors import to_device
 from simulators.protocol import Data, has_likelihood
@@ -55,11 +55,12 @@ class HeldOutDraws:
 def validate(run: Run) -> Path:
     """SBC ranks, coverage and TARP of the amortized posterior on simulations that training never saw."""
     inputs = {"posterior": run.input("train"), "simulations": run.input("simulate")}
+    need_same_settings(run, inputs["simulations"], "simulate")
+    need_same_settings(run, inputs["posterior"], "train")
     key = begin(run, "validate", VERSION, run.relevant("seed", "simulator", "validate"), inputs)
     output = run.output("validate")
     if key is None:
         return output
-    need_same_proposal(run, inputs["simulations"])
     data = held_out_simulations(run)
     posterior = load_posterior(inputs["posterior"], case=run.case, device=run.device)
     draws = _deliver(run, posterior, data)
@@ -107,7 +108,7 @@ def _deliver(run: Run, posterior: Posterior, data: DataSet) -> HeldOutDraws:
             else:
                 theta, _ = posterior.sample_and_log_prob((settings.draws,), x, generator=stream)
                 unknown = torch.full(theta.shape[1:2], torch.nan, dtype=torch.float64)
-                parts.append(HeldOutDraws(theta, unknown, torch.full_like(unknown, settings.draws)))
+                parts.append(HeldOutDraws(theta, unknown, torch.full_like(unknown, torch.inf)))
             advance(parts[-1].theta.shape[1])
     return HeldOutDraws(
         torch.cat([p.theta for p in parts], 1),

@@ -42,6 +42,7 @@ SCARCE_PHASES = (
         draws=16,
         batch=64,
         prior_share=0.25,
+        weighted=True,
     ),
 )
 """The likelihood weighs as many draws of theta as are asked for: wake needs no simulation beyond x."""

@@ -23,6 +23,8 @@ from pipeline.training.data import TrainingSet
 from simulators.protocol import Simulator, has_likelihood, log_likelihood
 
 DRAWS = 256
+MORE_REFUSED = 0.01
+"""By how much a phase may raise the share of draws that have no weight."""
 BLOCK = 65_536
 """Draws evaluated at once: bounds memory."""
 
@@ -113,11 +115,14 @@ class Guard:
         criterion: the figure that must improve.
         start: its value before the phase; -inf for an untrained network.
         least_forward_log_q: the best so far of any phase that was kept, minus the tolerance.
+        most_refused: share of draws without weight, of the network before, plus a hundredth. Draws outside the
+            support of the likelihood have no gradient: an ELBO may grow over its edge, and gain by what it leaves out.
     """
 
     criterion: str
     start: float = -math.inf
     least_forward_log_q: float = -math.inf
+    most_refused: float = 1.0
 
     def keeps_modes(self, figures: Mapping[str, float]) -> bool:
         """Whether forward log q has not fallen by more than the tolerance."""
@@ -125,7 +130,8 @@ class Guard:
 
     def passes(self, figures: Mapping[str, float]) -> bool:
         """Whether a network with these figures may replace the one that the phase started from."""
-        return self.keeps_modes(figures) and figures[self.criterion] > self.start
+        refused = figures.get("held_out_refused", 0.0)
+        return self.keeps_modes(figures) and refused <= self.most_refused and figures[self.criterion] > self.start
 
 
 def guard_of(
@@ -140,4 +146,5 @@ def guard_of(
     criterion = criterion_of(phase, settings, has_likelihood=has_likelihood)
     if start is None:
         return Guard(criterion)
-    return Guard(criterion, start[criterion], best_forward_log_q - settings.tolerance)
+    refused = start.get("held_out_refused", 0.0) + MORE_REFUSED
+    return Guard(criterion, start[criterion], best_forward_log_q - settings.tolerance, refused)

@@ -116,6 +116,8 @@ class _Checkpoints(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         handle_sigterm_again()
+        assert isinstance(pl_module, Phase)
+        trainer.should_stop = trainer.should_stop or pl_module.is_hopeless  # resumed from its last step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -189,6 +189,60 @@ def test_stages_ask_for_what_they_need(tmp_path: Path) -> None:
     assert elboscope("infer", "posterior.safetensors", cwd=tmp_path).returncode == 2
 
 
+USER_SIMULATOR = """
+from simulators.linear_gaussian import LinearGaussian
+
+class Mine(LinearGaussian):
+    def PART
+"""
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (
+            "simulate(self, theta, context=None, *, generator): raise RuntimeError('no such thing')",
+            "in simulate: RuntimeError",
+        ),
+        ("log_likelihood(self, theta, x): return 1 / 0", "in log_likelihood: ZeroDivisionError"),
+        ("pilot(self, x): return x['x'][:, :1], x['x'][:, :1]", "pilot must give two tensors"),
+        ("__init__(self): raise KeyError('table')", "KeyError: 'table'"),
+    ],
+)
+def test_an_error_in_a_users_simulator_is_one_line_and_exit_code_2(tmp_path: Path, part: str, said: str) -> None:
+    (tmp_path / "mine.py").write_text(USER_SIMULATOR.replace("PART", part))
+    case = write_case(tmp_path, {"simulator": {"path": "mine.py", "name": "Mine"}})
+    done = elboscope("check", case, cwd=tmp_path)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_stages_refuse_what_other_settings_made(tmp_path: Path) -> None:
+    case = write_case(tmp_path, {"simulate": {"count": 2_000, "held_out": 500}})
+    quick = ("--run-dir", "run", "--set", "train.steps=20")
+    for stage in ("simulate", "train"):
+        assert elboscope(stage, case, *quick, cwd=tmp_path).returncode == 0
+    for stage, change, said in (
+        (
+            "train",
+            "simulate.count=3000",
+            "made with simulate.count = 2000, the case says 3000: run `elboscope simulate`",
+        ),
+        (
+            "infer",
+            "train.average=0.5",
+            "made with train.average = 0.999, the case says 0.5: run `elboscope train` again",
+        ),
+        ("validate", "train.average=0.5", "run `elboscope train` again"),
+    ):
+        done = elboscope(stage, case, *quick, "--set", change, cwd=tmp_path)
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
 def test_without_an_observation_a_network_is_trained_for_those_to_come(tmp_path: Path) -> None:
     case = write_case(tmp_path, {"observation": None, "simulate": {"count": 3_000, "held_out": 500}})
     options = ("--run-dir", "run", "--set", "train.steps=150", "--set", "train.data=online")

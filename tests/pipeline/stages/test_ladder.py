@@ -44,6 +44,15 @@ def test_a_refinement_that_loses_evidence_is_rejected() -> None:
     assert "ess_fraction" in why_rejected(evidence(ess=0.3), amortized, settings)
 
 
+def test_a_refinement_that_all_but_misses_a_draw_is_rejected_however_large_the_error() -> None:
+    """One draw with 70 % of the weight: its error of 0.7 nats would let a fall of 1.2 pass."""
+    settings = InferSettings()
+    amortized = evidence(log_evidence=-5.0, error=0.7, ess=1e-4)
+    assert why_rejected(evidence(log_evidence=-6.2), amortized, settings) == ""
+    assert "forgotten a mode" in why_rejected(evidence(log_evidence=-6.2), amortized, settings, missed=0.5)
+    assert why_rejected(evidence(log_evidence=-6.2), amortized, settings, missed=0.001) == ""
+
+
 @pytest.fixture
 def posterior(trained: Run) -> Posterior:
     return load_posterior(trained.output("train"))

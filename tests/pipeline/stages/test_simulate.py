@@ -9,8 +9,8 @@ import torch
 
 from pipeline.config import load_case
 from pipeline.errors import InputError
-from pipeline.stages.run import Run, begin
-from pipeline.stages.simulate import VERSION, _write_shard, need_same_proposal, simulate
+from pipeline.stages.run import Run, begin, need_same_settings
+from pipeline.stages.simulate import VERSION, _write_shard, simulate
 from pipeline.store import hdf5_content_digest, read_data
 from simulators.linear_gaussian import LinearGaussian
 from tests.pipeline.stages.conftest import write_case
@@ -70,7 +70,7 @@ def test_another_proposal_than_that_of_the_simulations_is_refused(tmp_path: Path
     simulations = simulate(Run(load_case(path), tmp_path / "run"))
     other = Run(load_case(path, ["simulate.proposal={theta_1: {normal: [0, 2]}}"]), tmp_path / "run")
     with pytest.raises(InputError, match="elboscope simulate"):
-        need_same_proposal(other, simulations)
+        need_same_settings(other, simulations, "simulate")
 
 
 def test_up_to_date_is_said_and_nothing_is_written(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:

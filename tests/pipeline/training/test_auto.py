@@ -32,7 +32,7 @@ def test_likelihood_and_number_of_simulations_decide(
 
 
 def test_what_the_case_names_is_what_it_gets_and_steps_scale_either() -> None:
-    given = (PhaseSettings(objective="elbo", steps=30), PhaseSettings(objective="wake", steps=10))
+    given = (PhaseSettings(objective="elbo", steps=30), PhaseSettings(objective="wake", steps=10, draws=4))
     assert schedule(TrainSettings(phases=given), has_likelihood=True, simulations=10) == given
     scaled = schedule(TrainSettings(phases=given, steps=400), has_likelihood=True, simulations=10)
     assert scaled == share_out(given, 400)

@@ -16,7 +16,8 @@ from pipeline.config import GuardSettings, PhaseSettings, case_from_values
 from pipeline.estimators.posterior import new_network
 from pipeline.training.data import training_set
 from pipeline.training.guard import Guard, criterion_of, guard_of, held_out_figures
-from pipeline.training.schedule import Trained, train_schedule
+from pipeline.training.phase import Phase
+from pipeline.training.schedule import Trained, _outcome, train_schedule
 from simulators.priors import IndependentPrior, distribution_from_spec, prior_of, sample
 from simulators.protocol import Data, Observable, Parameter
 
@@ -68,7 +69,7 @@ def test_forward_log_q_under_a_narrow_proposal_is_that_of_q_restricted_to_it(mak
 def test_the_criterion_is_that_of_the_leading_objective(
     objective: Any, criterion: Any, has_likelihood: bool, expected: str
 ) -> None:
-    phase = PhaseSettings(objective=objective, steps=1)
+    phase = PhaseSettings(objective=objective, steps=1, draws=8)
     assert criterion_of(phase, GuardSettings(criterion=criterion), has_likelihood=has_likelihood) == expected
 
 
@@ -79,6 +80,9 @@ def test_a_phase_passes_only_if_it_gains_and_loses_no_more_than_the_tolerance() 
     for forward, elbo, passes in ((2.2, -4.9, True), (2.11, -4.9, True), (2.09, -1.0, False), (3.0, -5.0, False)):
         assert guard.passes({"held_out_forward_log_q": forward, "held_out_elbo": elbo}) is passes
     assert not guard.passes({"held_out_forward_log_q": math.nan, "held_out_elbo": -1.0})
+    more_outside = {"held_out_forward_log_q": 2.2, "held_out_elbo": -1.0, "held_out_refused": 0.2}
+    assert not guard.passes(more_outside)  # an ELBO that grew over the edge of the support
+    assert guard.passes(more_outside | {"held_out_refused": 0.005})
     first = guard_of(phase, settings, has_likelihood=True, start=None, best_forward_log_q=-math.inf)
     assert first == Guard("held_out_elbo")
     assert first.passes({"held_out_forward_log_q": -90.0, "held_out_elbo": -1e6})
@@ -111,6 +115,7 @@ def trained_on_square(folder: Path, *phases: dict[str, Any], patience: int = 100
         "flow": {"transforms": 4, "hidden": 24, "blocks": 1, "bins": 8},
         "embedding": {"kind": "mlp", "hidden": 16, "output": 8},
         "check_every": 50,
+        "checkpoint_every": 50,
         "average": 0.98,
         "guard": {"patience": patience},
     }
@@ -159,6 +164,39 @@ def test_a_phase_without_hope_ends_early(tmp_path: Path) -> None:
     _, trained = trained_on_square(tmp_path, LEARN, LOSE | {"steps": 2000}, patience=3)
     assert not trained.phases[1].kept
     assert trained.phases[1].steps < 1000
+
+
+def test_a_phase_killed_at_its_early_end_does_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoint and last check fall on the same step; resumed, nothing is left to do."""
+    _, trained = trained_on_square(tmp_path / "whole", LEARN, LOSE | {"steps": 2000}, patience=3)
+    last = trained.phases[1].steps
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.training.schedule._outcome", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained_on_square(tmp_path / "killed", LEARN, patience=3)
+    taken: list[int] = []
+    original = Phase.training_step
+
+    def counted(self: Phase, batch: Any, batch_idx: int) -> Any:
+        taken.append(self.global_step)
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "pipeline.training.schedule._outcome",
+            lambda module, before: killed() if module.index else _outcome(module, before),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            trained_on_square(tmp_path / "killed", LEARN, LOSE | {"steps": 2000}, patience=3)
+    monkeypatch.setattr(Phase, "training_step", counted)
+    _, resumed = trained_on_square(tmp_path / "killed", LEARN, LOSE | {"steps": 2000}, patience=3)
+    assert taken == []
+    assert resumed.phases[1].steps == last
+    assert resumed == trained
 
 
 def test_wake_improves_both_modes_and_is_kept(tmp_path: Path) -> None:
