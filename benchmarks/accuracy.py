@@ -20,6 +20,7 @@ import platform
 import shutil
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from pipeline.store import write_data
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT.parent / "shared" / "reference"
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.csv"
+FIGURE = ROOT / "docs" / "figures" / "accuracy.png"
 RUNS = ROOT / "runs" / "benchmark"
 TASKS = (
     "two_moons",
@@ -231,25 +233,58 @@ def measure(task: str, schedule: str, simulations: int, budget_s: float, seed: i
     shutil.rmtree(folder)
 
 
-def summary() -> str:
-    """Means over observations, as a Markdown table."""
+def means() -> list[tuple[dict[str, str], float, float, str]]:
+    """For each trained network: what it was, mean C2ST of raw and of certified draws, and its verdicts."""
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows_done():
         groups.setdefault(tuple(row[k] for k in KEY), []).append(row)
+    result = []
+    for rows in groups.values():
+        raw, certified = (float(np.mean([float(r[c]) for r in rows])) for c in ("c2st_raw", "c2st_certified"))
+        counts = Counter(r["verdict"] for r in rows)
+        result.append((rows[0], raw, certified, ", ".join(f"{n} {v}" for v, n in counts.items())))
+    return result
+
+
+def summary() -> str:
+    """Means over observations, as a Markdown table."""
     lines = [
-        "| task | schedule | simulations | seconds | C2ST raw | C2ST certified | verdicts |",
+        "| task | schedule | simulations | training, s | C2ST raw | C2ST certified | verdicts |",
         "|---|---|---|---|---|---|---|",
     ]
-    for key, rows in groups.items():
-        raw, certified = (np.mean([float(r[c]) for r in rows]) for c in ("c2st_raw", "c2st_certified"))
-        verdicts = ", ".join(
-            f"{v} {sum(r['verdict'] == v for r in rows)}" for v in dict.fromkeys(r["verdict"] for r in rows)
-        )
-        online = "online" if key[2] == "0" else key[2]
+    for row, raw, certified, verdicts in means():
+        online = "fresh" if row["simulations"] == "0" else row["simulations"]
+        seconds = f"{float(row['train_cpu_s']):.0f}"
         lines.append(
-            f"| {key[0]} | {key[1]} | {online} | {float(key[3]):g} | {raw:.3f} | {certified:.3f} | {verdicts} |"
+            f"| {row['task']} | {row['schedule']} | {online} | {seconds} | {raw:.3f} | {certified:.3f} | {verdicts} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def draw(path: Path) -> None:
+    """Every network of the table as two dots: raw q and certified draws."""
+    from pipeline.plots.style import BLUE, VERMILLION, WIDTH_IN, freeze_layout, grid_lines, house_style, new_figure
+
+    networks = means()
+    with house_style():
+        figure = new_figure(WIDTH_IN, 0.6 + 0.26 * len(networks))
+        axis = figure.subplots()
+        for i, (_, raw, certified, _) in enumerate(networks):
+            axis.plot([raw, certified], [i, i], color="#999999", linewidth=1, zorder=1)
+            axis.scatter(raw, i, color=VERMILLION, label="raw q" if i == 0 else None, zorder=2)
+            axis.scatter(certified, i, color=BLUE, label="certified draws" if i == 0 else None, zorder=2)
+        names = [
+            f"{r['task']}, {r['schedule']}, {'fresh' if r['simulations'] == '0' else r['simulations']}, {float(r['budget_s']):g} s"
+            for r, *_ in networks
+        ]
+        axis.set_yticks(range(len(networks)), names)
+        axis.set_ylim(len(networks) - 0.5, -0.5)
+        axis.set_xlim(0.48, max(0.7, *(raw for _, raw, *_ in networks)) + 0.02)
+        axis.axvline(0.5, color="black", linewidth=0.8)
+        axis.set_xlabel("C2ST against the reference posterior (0.5: cannot be told apart)")
+        axis.legend(loc="lower right")
+        grid_lines(axis)
+        freeze_layout(figure).savefig(path, dpi=150)
 
 
 def main() -> None:
@@ -271,7 +306,9 @@ def main() -> None:
         )
     for task in given.tasks:
         measure(task, given.schedule, given.simulations, given.budget, given.seed, given.draws)
-    sys.stdout.write(summary())
+    if rows_done():
+        draw(FIGURE)
+        sys.stdout.write(summary())
 
 
 if __name__ == "__main__":
