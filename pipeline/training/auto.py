@@ -7,11 +7,11 @@ from itertools import accumulate, pairwise
 from pipeline.config import PhaseSettings, TrainSettings
 
 SCARCE = 20_000
-"""Stored simulations below which forward_kl alone overfits before it has learned the posterior."""
+"""Stored simulations below which the likelihood is asked for draws of its own; a choice, not a measured edge."""
 
 
 def schedule(settings: TrainSettings, *, has_likelihood: bool, simulations: int) -> tuple[PhaseSettings, ...]:
-    """The phases of a case, chosen where none are given and `steps` shared out.
+    """The phases of a case, chosen where none are given, with `steps` shared out.
 
     Args:
         has_likelihood: whether the simulator's likelihood is tractable.
