@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class ConditionalAffine(Transform):
-    r"""u = m(c) + L(c) v, L lower triangular with positive diagonal.
+    r"""u = m(c) + L(c) v, L lower triangular with positive diagonal; inputs (..., N, D) with context (N, C).
 
     Args:
         dimension: D.
@@ -50,10 +50,19 @@ class ConditionalAffine(Transform):
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u -> v, and log |dv/du|."""
         mean, log_diagonal, lower = self._coefficients(cast(Tensor, context))
-        v = torch.linalg.solve_triangular(lower, (inputs - mean)[..., None], upper=False)[..., 0]
-        return v, -log_diagonal.sum(-1)
+        v = torch.linalg.solve_triangular(lower, _columns(inputs - mean), upper=False)
+        return _rows(v, inputs), -log_diagonal.sum(-1)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """v -> u, and log |du/dv|."""
         mean, log_diagonal, lower = self._coefficients(cast(Tensor, context))
-        return mean + (lower @ inputs[..., None])[..., 0], log_diagonal.sum(-1)
+        return mean + _rows(lower @ _columns(inputs), inputs), log_diagonal.sum(-1)
+
+
+def _columns(rows: Tensor) -> Tensor:
+    """(N, D) -> (N, D, 1) and (..., N, D) -> (N, D, K): each observation's draws as columns, for its one matrix."""
+    return rows[..., None] if rows.dim() == 2 else rows.flatten(0, -3).permute(1, 2, 0)
+
+
+def _rows(columns: Tensor, like: Tensor) -> Tensor:
+    return columns[..., 0] if like.dim() == 2 else columns.permute(2, 0, 1).reshape(like.shape)

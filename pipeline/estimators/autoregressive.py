@@ -49,12 +49,7 @@ class SplineAutoregressive(MaskedPiecewiseRationalQuadraticAutoregressiveTransfo
     ) -> tuple[Tensor, Tensor]:
         parameters = autoregressive_params.view(*inputs.shape, 3 * self.num_bins - 1)
         outputs, log_slope = rational_quadratic_spline(
-            inputs,
-            parameters[..., : self.num_bins] * self.scale,
-            parameters[..., self.num_bins : 2 * self.num_bins] * self.scale,
-            parameters[..., 2 * self.num_bins :],
-            inverse=inverse,
-            bound=self.tail_bound,
+            inputs, parameters, inverse=inverse, bound=self.tail_bound, scale=self.scale
         )
         return outputs, log_slope.sum(-1)
 

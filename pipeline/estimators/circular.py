@@ -55,12 +55,12 @@ class CircularBase:
     def widen(self, noise: Tensor, scale: float) -> Tensor:
         widened = noise.clone()
         real, _ = self._columns()
-        widened[:, real] = self.real.widen(noise[:, real], scale)
+        widened[..., real] = self.real.widen(noise[..., real], scale)
         return widened
 
     def log_prob(self, noise: Tensor, scale: float) -> Tensor:
         real, angles = self._columns()
-        return self.real.log_prob(noise[:, real], scale) - len(angles) * math.log(2 * math.pi)
+        return self.real.log_prob(noise[..., real], scale) - len(angles) * math.log(2 * math.pi)
 
 
 class Columns(Transform):

@@ -86,15 +86,12 @@ class CircularCoupling(Transform):
     def _spline(
         self, inputs: Tensor, parameters: Tensor, *, inverse: bool, periodic: bool = False
     ) -> tuple[Tensor, Tensor]:
-        parameters = parameters.view(*inputs.shape, -1)
-        widths, heights = parameters[..., : 2 * self.bins].chunk(2, dim=-1)
         outputs, log_slope = rational_quadratic_spline(
             inputs,
-            widths * self.scale,
-            heights * self.scale,
-            parameters[..., 2 * self.bins :],
+            parameters.view(*inputs.shape, -1),
             inverse=inverse,
             bound=math.pi if periodic else self.bound,
+            scale=self.scale,
             periodic=periodic,
         )
         return outputs, log_slope.sum(-1)

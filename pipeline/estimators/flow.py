@@ -10,24 +10,22 @@ of their own (`circular`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from nflows.nn.nets import ResidualNet
 from nflows.transforms.base import CompositeTransform, Transform
-from nflows.transforms.permutations import ReversePermutation
 from torch import Tensor, nn
 
 from pipeline.config import FlowSettings
 from pipeline.errors import InputError
 from pipeline.estimators.affine import ConditionalAffine
 from pipeline.estimators.base import Base, base_distribution
-from pipeline.estimators.spline import SplineCoupling
+from pipeline.estimators.coupling import SplineCouplings
 from pipeline.estimators.tails import ConditionalTails
 
 
 class ConditionalFlow(nn.Module):
-    """Density of u (M, D) given context (M, C).
+    """Density of u (..., N, D) given context (N, C): what depends on the context alone is computed N times.
 
     Args:
         dimension: D.
@@ -48,68 +46,73 @@ class ConditionalFlow(nn.Module):
 
             if settings.kind != "coupling":
                 raise InputError(f"train.flow.kind: {settings.kind} has no form for periodic parameters; use coupling")
-            layers = circular_layers(periodic, context, settings)
+            layers: list[Transform] = [RowByRow(layer) for layer in circular_layers(periodic, context, settings)]
             self.base = CircularBase(tuple(periodic), base_distribution(dimension - sum(periodic), settings))
         else:
             layers = [
                 ConditionalTails(dimension, context, settings.hidden),
                 ConditionalAffine(dimension, context, settings.hidden),
-                *inner_layers(dimension, context, settings),
+                inner_transform(dimension, context, settings),
             ]
-        self.transform = CompositeTransform(layers)
+        self.layers = nn.ModuleList(layers)
 
     def noise(self, count: int, *, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Draws of the base distribution, (count, D): what `sample_and_log_prob` transforms."""
         return self.base.noise(count, generator=generator, device=device, dtype=dtype)
 
     def log_prob(self, u: Tensor, context: Tensor, *, base_scale: float = 1.0) -> Tensor:
-        r"""$\log q(u|c) = \log p_b(f(u)) + \log |\det df/du|$, (M,), $p_b$ the base with scale b = `base_scale`.
+        r"""$\log q(u|c) = \log p_b(f(u)) + \log |\det df/du|$, (..., N), $p_b$ the base with scale b = `base_scale`.
 
         b > 1 is the same flow with wider tails: a defensive proposal where q's are too light.
         """
-        noise, log_det = self.transform(u, context)
+        noise, log_det = self.to_noise(u, context)
         return self.base.log_prob(noise, base_scale) + log_det
 
+    def to_noise(self, u: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """f(u), and log |det df/du|."""
+        total: Tensor | float = 0.0
+        for layer in self.layers:
+            u, log_det = layer(u, context)
+            total = total + log_det
+        return u, cast(Tensor, total)
+
     def sample_and_log_prob(self, noise: Tensor, context: Tensor, *, base_scale: float = 1.0) -> tuple[Tensor, Tensor]:
-        """u and log q(u given c) from noise (M, D) of the base, differentiable in the flow's parameters."""
-        noise = self.base.widen(noise, base_scale)
-        u, log_det = self.transform.inverse(noise, context)
-        return u, self.base.log_prob(noise, base_scale) - log_det
+        """u and log q(u given c) from noise (..., N, D) of the base, differentiable in the flow's parameters."""
+        u = noise = self.base.widen(noise, base_scale)
+        total: Tensor | float = 0.0
+        for layer in reversed(self.layers):
+            u, log_det = cast(Any, layer).inverse(u, context)
+            total = total + log_det
+        return u, self.base.log_prob(noise, base_scale) - total
 
 
-def inner_layers(dimension: int, context: int, settings: FlowSettings) -> list[Transform]:
-    """The transforms next to the base, of the kind that the settings name; from u to noise."""
+class RowByRow(Transform):
+    """A transform that wants one context for each row of its inputs: (M, D) with (M, C)."""
+
+    def __init__(self, transform: Transform) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._apply_to(self.transform, inputs, cast(Tensor, context))
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._apply_to(self.transform.inverse, inputs, cast(Tensor, context))
+
+    def _apply_to(self, transform: object, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        repeated = context.expand(*inputs.shape[:-1], -1).reshape(-1, context.shape[-1])
+        outputs, log_det = transform(inputs.reshape(-1, inputs.shape[-1]), repeated)  # pyright: ignore[reportCallIssue]
+        return outputs.view(inputs.shape), log_det.view(inputs.shape[:-1])
+
+
+def inner_transform(dimension: int, context: int, settings: FlowSettings) -> Transform:
+    """The transform next to the base, of the kind that the settings name; from u to noise."""
     if settings.kind == "coupling":
-        return coupling_layers(dimension, context, settings)
+        return SplineCouplings(dimension, context, settings)
     if settings.kind == "autoregressive":
         from pipeline.estimators.autoregressive import autoregressive_layers
 
-        return autoregressive_layers(dimension, context, settings)
+        return RowByRow(CompositeTransform(autoregressive_layers(dimension, context, settings)))
     from pipeline.estimators.zuko_transform import ZukoTransform
 
-    return [ZukoTransform(dimension, context, settings)]
-
-
-def coupling_layers(dimension: int, context: int, settings: FlowSettings) -> list[Transform]:
-    """nflows' coupling layers of rational-quadratic splines, each half of the components in turn."""
-    layers: list[Transform] = []
-    for i in range(settings.transforms):
-        # one parameter alone: all of it is transformed, given the context
-        mask = torch.ones(1) if dimension == 1 else (torch.arange(dimension) + i) % 2
-
-        def network(inputs: int, outputs: int) -> nn.Module:
-            return ResidualNet(
-                inputs,
-                outputs,
-                hidden_features=settings.hidden,
-                context_features=context,
-                num_blocks=settings.blocks,
-                activation=F.silu,
-            )
-
-        layers.append(
-            SplineCoupling(mask, network, num_bins=settings.bins, tails="linear", tail_bound=settings.tail_bound)
-        )
-        if i % 2 and dimension > 2:
-            layers.append(ReversePermutation(dimension))
-    return layers
+    return RowByRow(ZukoTransform(dimension, context, settings))

@@ -135,16 +135,16 @@ class PosteriorNetwork(nn.Module):
         context = condition.context
         count = context.shape[0]
         noise = self.flow.noise(draws * count, generator=generator, device=context.device, dtype=context.dtype)
-        repeated = context.expand(draws, *context.shape).reshape(draws * count, -1)
-        u, log_q = self.flow.sample_and_log_prob(noise, repeated, base_scale=base_scale)
+        noise = noise.view(draws, count, self.dimension)
+        u, log_q = self.flow.sample_and_log_prob(noise, context, base_scale=base_scale)
         if path_gradient:
             fixed = {f"flow.{k}": p.detach() for k, p in self.flow.named_parameters()}
-            log_q = functional_call(_LogProb(self.flow), fixed, (u, repeated.detach(), base_scale))
-        u = u.view(draws, count, self.dimension).to(dtype)
+            log_q = functional_call(_LogProb(self.flow), fixed, (u, context.detach(), base_scale))
+        u = u.to(dtype)
         scale = condition.scale.to(dtype) * self.width.to(dtype)
         v = condition.location.to(dtype) + condition.scale.to(dtype) * self.shift.to(dtype) + scale * u
         theta, log_det = self.support.to_theta(v)
-        return theta, log_q.view(draws, count).to(dtype) - log_det - scale.log().sum(-1)
+        return theta, log_q.to(dtype) - log_det - scale.log().sum(-1)
 
     def log_q(self, theta: Tensor, condition: Condition, *, base_scale: float = 1.0) -> Tensor:
         """log q(theta given x), theta (..., N, D) -> (..., N), in the dtype of theta."""
@@ -152,10 +152,7 @@ class PosteriorNetwork(nn.Module):
         v = self.support.to_unconstrained(theta)
         scale = condition.scale.to(dtype) * self.width.to(dtype)
         u = (v - condition.location.to(dtype) - condition.scale.to(dtype) * self.shift.to(dtype)) / scale
-        context = condition.context
-        repeated = context.expand(*theta.shape[:-1], context.shape[-1]).reshape(-1, context.shape[-1])
-        flat = u.reshape(-1, self.dimension).to(context.dtype)
-        log_q = self.flow.log_prob(flat, repeated, base_scale=base_scale).view(theta.shape[:-1])
+        log_q = self.flow.log_prob(u.to(condition.context.dtype), condition.context, base_scale=base_scale)
         return log_q.to(dtype) - self.support.to_theta(v)[1] - scale.log().sum(-1)
 
 

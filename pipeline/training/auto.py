@@ -20,7 +20,7 @@ def schedule(settings: TrainSettings, *, has_likelihood: bool, simulations: int)
     if settings.phases:
         phases = settings.phases
     elif not has_likelihood:
-        phases = (PhaseSettings(objective="forward_kl", steps=4_000, learning_rate=2e-3),)
+        phases = (PhaseSettings(objective="forward_kl", steps=8_000, learning_rate=1e-2, batch=256),)
     elif settings.data == "online" or simulations >= SCARCE:
         phases = FREE
     else:
@@ -29,8 +29,8 @@ def schedule(settings: TrainSettings, *, has_likelihood: bool, simulations: int)
 
 
 FREE = (
-    PhaseSettings(objective="forward_kl", steps=3_600, learning_rate=2e-3),
-    PhaseSettings(objective="elbo", steps=400, learning_rate=5e-4),
+    PhaseSettings(objective="forward_kl", steps=7_600, learning_rate=1e-2, batch=256),
+    PhaseSettings(objective="elbo", steps=400, learning_rate=5e-4, batch=256),
 )
 """Forward KL learns every mode; the ELBO then completes tails and sharpens, or is rolled back."""
 SCARCE_PHASES = (

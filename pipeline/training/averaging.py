@@ -9,5 +9,5 @@ from torch import nn
 @torch.no_grad()
 def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
     r"""average <- decay * average + (1 - decay) * network, for every parameter."""
-    for mean, current in zip(average.parameters(), network.parameters(), strict=True):
-        mean.lerp_(current, 1 - decay)
+    # one call for all tensors: some forty small ones would cost a twentieth of a step
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)  # pyright: ignore[reportPrivateImportUsage]

@@ -22,7 +22,9 @@ from pipeline.rng import generator
 from pipeline.training.data import TrainingSet
 from simulators.protocol import Simulator, has_likelihood, log_likelihood
 
-DRAWS = 256
+DRAWS, OBSERVATIONS = 256, 250
+"""Draws of q for each of at most so many observations; log q of the true theta is taken of all held-out ones, and where
+a proposal restricts theta, so are the draws: they say how much of q lies inside."""
 MORE_REFUSED = 0.01
 """By how much a phase may raise the share of draws that have no weight."""
 BLOCK = 65_536
@@ -56,16 +58,16 @@ def held_out_figures(
     log_q = network.log_q(held_out.theta, condition)
     weights = torch.softmax(held_out.log_importance, 0)
     stream = generator(seed, "train-held-out", device=held_out.theta.device)
-    theta, draws_log_q = _draw(network, condition, stream)
-    if proposal is not None and proposal is not prior:
+    restricted = proposal is not None and proposal is not prior
+    some = held_out if restricted else held_out.rows(slice(OBSERVATIONS))
+    theta, draws_log_q = _draw(network, network.condition(some.inputs), stream)
+    if proposal is not None and restricted:
         inside = proposal.log_prob(theta).isfinite().double().mean(0)
         log_q = log_q - inside.clamp_min(0.5 / DRAWS).log()
     figures = {"held_out_forward_log_q": float((weights * log_q).sum())}
     if not has_likelihood(simulator):
         return figures
-    draws = WeightedDraws(
-        theta, draws_log_q, log_likelihood(simulator, theta, held_out.x).double(), prior.log_prob(theta)
-    )
+    draws = WeightedDraws(theta, draws_log_q, log_likelihood(simulator, theta, some.x).double(), prior.log_prob(theta))
     log_weight = draws.log_weight
     usable = log_weight.isfinite()
     count = usable.sum()

@@ -136,17 +136,14 @@ class Phase(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip the norm; a gradient that is not finite becomes zero and is counted, without waiting for the device."""
-        parameters = [p for p in self.network.parameters() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
-        finite = norm.isfinite()
-        for p in parameters:
-            assert p.grad is not None
-            p.grad = torch.where(finite, p.grad, 0.0)
-        self.skipped += ~finite
+        """Clip the norm; a step whose gradient is not finite is left out and counted, without waiting for the device."""
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
+        infinite = ~norm.isfinite()
+        self.adam.found_inf = infinite.float()  # pyright: ignore[reportAttributeAccessIssue]  # as torch.amp tells it
+        self.skipped += infinite
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.phase.learning_rate, fused=True)
+        self.adam = torch.optim.Adam(self.network.parameters(), lr=self.phase.learning_rate, fused=True)
         warm_up = min(WARM_UP_STEPS, self.phase.steps // 5 + 1)
 
         def factor(step: int) -> float:
@@ -154,8 +151,8 @@ class Phase(L.LightningModule):
             progress = min(1.0, step / self.phase.steps)
             return min(1.0, (step + 1) / warm_up) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedule = torch.optim.lr_scheduler.LambdaLR(self.adam, factor)
+        return {"optimizer": self.adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def after_step(self) -> None:
         """Follow the weights with their average; check it on held-out simulations when that is due.

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from nflows.nn.nets import ResidualNet
 from torch import Tensor
 from torch.distributions import Distribution
 
 from pipeline.config import EmbeddingSettings, FlowSettings
-from pipeline.estimators.flow import ConditionalAffine
+from pipeline.estimators.affine import ConditionalAffine
+from pipeline.estimators.coupling import Conditioner
 from pipeline.estimators.network import Condition, PosteriorNetwork, network_input
 from simulators.linear_gaussian import LinearGaussian
 from simulators.priors import prior_of
@@ -77,9 +77,9 @@ def gaussian_case(*, dimension: int = 3, rows: int = 4, shift: float = 0.0, scal
     factor = torch.linalg.cholesky(covariance / width / width[:, None])
     with torch.no_grad():
         for module in network.modules():
-            if isinstance(module, ResidualNet):  # splines that are the identity
-                module.final_layer.weight.zero_()
-                module.final_layer.bias.zero_()
+            if isinstance(module, Conditioner):  # splines that are the identity
+                module.last.weight.zero_()
+                module.last.bias.zero_()
             if isinstance(module, ConditionalAffine):
                 below = torch.tril_indices(dimension, dimension, -1)
                 mean = factor @ torch.full((dimension,), shift, dtype=torch.float64)

@@ -30,7 +30,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[bool, ...]]] = {
 BISECTED = 2e-5  # zuko_bpf inverts to 1e-6
 
 
-def flow(case: str, dimension: int, *, size: float = 0.2) -> ConditionalFlow:
+def flow(case: str, dimension: int, *, size: float = 0.1) -> ConditionalFlow:
     """Random weights everywhere, in float64: far from where training starts."""
     options, periodic = CASES[case]
     settings = FlowSettings(
@@ -99,7 +99,7 @@ def test_density_and_noise_of_a_draw_are_those_it_came_with(
         u, log_q = q.sample_and_log_prob(z, context, base_scale=base_scale)
         assert u.dtype == log_q.dtype == dtype
         assert u.shape == (200, dimension)
-        again, (back, _) = q.log_prob(u, context, base_scale=base_scale), q.transform(u, context)
+        again, (back, _) = q.log_prob(u, context, base_scale=base_scale), q.to_noise(u, context)
     turned = back - q.base.widen(z, base_scale)
     angles = [d for d, p in enumerate(CASES[case][1][:dimension]) if p]
     turned[:, angles] = torch.sin(turned[:, angles] / 2)  # -pi and pi are one
@@ -182,3 +182,16 @@ def test_density_depends_on_the_context(case: str) -> None:
 def test_kinds_without_a_circular_form_refuse_periodic_parameters(kind: Any) -> None:
     with pytest.raises(InputError, match=f"{kind} has no form for periodic parameters; use coupling"):
         ConditionalFlow(2, CONTEXT, FlowSettings(kind=kind), periodic=(True, False))
+
+
+@pytest.mark.parametrize("dimension", [1, 4])
+def test_draws_of_an_observation_share_its_context(case: str, dimension: int) -> None:
+    q, context = flow(case, dimension), normal(3, CONTEXT, seed=1)
+    together = noise(q, 15).view(5, 3, dimension)
+    with torch.no_grad():
+        u, log_q = q.sample_and_log_prob(together, context, base_scale=1.2)
+        repeated = context.expand(5, 3, CONTEXT).reshape(15, CONTEXT)
+        expected, expected_log_q = q.sample_and_log_prob(together.view(15, dimension), repeated, base_scale=1.2)
+        torch.testing.assert_close(u.reshape(15, dimension), expected, rtol=0, atol=BISECTED)
+        torch.testing.assert_close(log_q.reshape(15), expected_log_q, rtol=0, atol=BISECTED)
+        torch.testing.assert_close(q.log_prob(u, context, base_scale=1.2), log_q, rtol=0, atol=10 * BISECTED)

@@ -70,7 +70,7 @@ def random_network() -> tuple[PosteriorNetwork, NetworkInput]:
         network = PosteriorNetwork(prior, 4, flow=SIZES, embedding=EmbeddingSettings(hidden=8, output=3)).double()
         with torch.no_grad():
             for parameter in network.parameters():
-                parameter.add_(0.2 * torch.randn_like(parameter))
+                parameter.add_(0.1 * torch.randn_like(parameter))
     x = simulator.simulate(theta, generator=stream())
     network.standardize(theta, network_input(simulator, x))
     return network, network_input(simulator, {"y": x["y"][:ROWS]})
@@ -300,7 +300,7 @@ def shares() -> tuple[PosteriorNetwork, NetworkInput, Tensor]:
         network = new_network(case, simulator, 6).double()
         with torch.no_grad():
             for parameter in network.parameters():
-                parameter.add_(0.2 * torch.randn_like(parameter))
+                parameter.add_(0.1 * torch.randn_like(parameter))
     inputs = network_input(simulator, simulator.simulate(theta, generator=stream()))
     network.standardize(theta, inputs)
     return network, inputs.rows(slice(0, ROWS)), theta

@@ -32,7 +32,7 @@ def test_baselines_agree_with_the_closed_form(finished: Run) -> None:
             a = group[name].attrs
             assert a["checked_log_evidence"] == pytest.approx(exact, abs=5 * a["checked_log_evidence_error"])
             # two sets of 2,000: a coin has standard deviation 0.008, correlated draws of a chain a little more
-            assert a["c2st"] < 0.54
+            assert a["c2st"] < (0.56 if name == "emcee" else 0.54)
             assert np.abs(group[name]["mean_shift"][:]).max() < 0.15
             assert a["likelihood_calls"] > 1_000
         assert group["nautilus"].attrs["log_evidence"] == pytest.approx(exact, abs=0.15)
