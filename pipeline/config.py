@@ -125,6 +125,10 @@ class PhaseSettings(Settings):
         default=0.0,
         description="wake: share of draws taken from the prior, which bounds the weights of what q has lost",
     )
+    memory: bool = Field(
+        default=False,
+        description="wake: the true theta of each simulation is one more of its draws, and is replaced by one of them in proportion to their weights: exact posterior draws of a stored x without end",
+    )
     temper_from: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,
         description="exponent of the likelihood at the start of the phase; rises geometrically to 1 over its first half",
@@ -134,6 +138,8 @@ class PhaseSettings(Settings):
     def _something_to_optimise(self) -> PhaseSettings:
         if not self.weights:
             raise ValueError("train.phases: objective: a weighted sum needs at least one objective")
+        if self.memory and "wake" not in self.weights:
+            raise ValueError("train.phases: memory belongs to objective wake")
         if "wake" in self.weights:
             if self.draws < 2:
                 raise ValueError(

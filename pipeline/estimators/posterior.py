@@ -21,6 +21,9 @@ from pipeline.store import read_safetensors, write_safetensors
 from simulators.priors import IndependentPrior, prior_of, to_device
 from simulators.protocol import Data, Simulator, feature_shape
 
+BLOCK = 65_536
+"""Points that go through the flow at once: bounds memory."""
+
 
 class Posterior:
     """q(theta given x) with its simulator and prior.
@@ -81,8 +84,12 @@ class Posterior:
         if generator is None:
             seed = int(torch.randint(2**62, ()))
             generator = torch.Generator(self.device).manual_seed(seed)
-        count = int(torch.Size(sample_shape).numel())
-        theta, log_q = self.network.draw(condition, count, generator=generator, dtype=torch.float64)
+        count, block = int(torch.Size(sample_shape).numel()), max(1, BLOCK // len(condition.context))
+        parts = [
+            self.network.draw(condition, min(block, count - k), generator=generator, dtype=torch.float64)
+            for k in range(0, max(count, 1), block)
+        ]
+        theta, log_q = (torch.cat(p) for p in zip(*parts, strict=True))
         return theta.reshape(*sample_shape, *theta.shape[1:]), log_q.reshape(*sample_shape, log_q.shape[1])
 
     def sample(
@@ -111,7 +118,9 @@ class Posterior:
         theta = theta.to(self.device).double()
         single = len(condition.context) == 1 and theta.dim() == 2
         points = theta[:, None, :] if single else theta
-        log_q = self.network.log_q(points, condition)
+        flat = points.reshape(-1, *points.shape[-2:])
+        block = max(1, BLOCK // flat.shape[1])
+        log_q = torch.cat([self.network.log_q(part, condition) for part in flat.split(block)]).view(points.shape[:-1])
         log_q = torch.where(_inside(self.prior, points), log_q, -torch.inf)
         return log_q[:, 0] if single else log_q
 

@@ -21,7 +21,7 @@ from pipeline.training.data import FreshSimulations, TrainingSet, training_set
 from pipeline.training.schedule import format_history, train_schedule
 from simulators.priors import to_device
 
-VERSION = 2
+VERSION = 3
 HELD_OUT_ROWS = 512
 """Held-out simulations used for checks while training; the rest is left to `validate`."""
 

@@ -34,18 +34,18 @@ FREE = (
 )
 """Forward KL learns every mode; the ELBO then completes tails and sharpens, or is rolled back."""
 SCARCE_PHASES = (
-    PhaseSettings(objective="forward_kl", steps=800, learning_rate=2e-3, batch=128),
+    PhaseSettings(objective="forward_kl", steps=600, learning_rate=5e-3, batch=128),
     PhaseSettings(
-        objective={"wake": 0.7, "forward_kl": 0.3},
-        steps=3_200,
-        learning_rate=1e-3,
+        objective="wake",
+        steps=3_400,
+        learning_rate=5e-3,
         draws=16,
         batch=64,
         prior_share=0.25,
-        weighted=True,
+        memory=True,
     ),
 )
-"""The likelihood weighs as many draws of theta as are asked for: wake needs no simulation beyond x."""
+"""The likelihood weighs as many draws of theta as are asked for, and each stored x yields posterior draws without end."""
 
 
 def share_out(phases: tuple[PhaseSettings, ...], steps: int) -> tuple[PhaseSettings, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -24,12 +24,14 @@ class TrainingSet:
         x: observables, (N, ...).
         inputs: features and pilot of x.
         log_importance: log prior - log proposal of theta, (N,).
+        numbers: for rows of a stored set, which they are, (N,); None for the set itself, and for fresh simulations.
     """
 
     theta: Tensor
     x: Data
     inputs: NetworkInput
     log_importance: Tensor
+    numbers: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.theta)
@@ -109,7 +111,8 @@ class StoredBatches:
         return self._order[position * self.batch : (position + 1) * self.batch]
 
     def __getitem__(self, step: int) -> TrainingSet:
-        return self.stored.rows(self.index(step))
+        index = self.index(step)
+        return replace(self.stored.rows(index), numbers=index)
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,9 @@ class Phase(L.LightningModule):
         self.held_out = held_out
         self.batches = training.batches(phase.batch, seed=seed, stage=f"train-{index}")
         self.history: list[dict[str, float]] = []
+        self.memory: Tensor
+        remembered = training.theta.clone() if phase.memory and isinstance(training, TrainingSet) else torch.empty(0)
+        self.register_buffer("memory", remembered)
         self.register_buffer("refused", torch.zeros((), dtype=torch.long))
         self.register_buffer("skipped", torch.zeros((), dtype=torch.long))
         self.recent: dict[str, Tensor] = {}
@@ -108,7 +111,14 @@ class Phase(L.LightningModule):
         )
 
     def _wake(self, rows: TrainingSet, condition: Condition, stream: torch.Generator) -> Tensor:
-        """Self-normalised forward KL at draws of q, a share of them from the prior (balance heuristic)."""
+        r"""Self-normalised forward KL at draws of q, a share of them from the prior (balance heuristic).
+
+        With memory one more draw of each row is the theta that it remembers: at first the true one, afterwards one of the
+        draws, taken in proportion to their weights. This move (iterated sampling importance resampling, Andrieu, Lee
+        and Vihola 2018, https://arxiv.org/abs/1312.6432) leaves the posterior invariant; a chain that starts from an exact
+        draw of it therefore stays exact, and the gradient has no bias, however poor q is (Markovian score
+        climbing, Naesseth, Lindsten and Blei 2020, https://arxiv.org/abs/2003.10374).
+        """
         from_prior = round(self.phase.prior_share * self.phase.draws)
         with torch.no_grad():
             fixed = Condition(*(t.detach() for t in condition))
@@ -116,6 +126,8 @@ class Phase(L.LightningModule):
             if from_prior:
                 prior_draws = sample(self.prior, from_prior * len(rows), stream).view(from_prior, *theta.shape[1:])
                 theta = torch.cat([theta, prior_draws.to(theta)])
+            if self.phase.memory:
+                theta = torch.cat([self._remembered(rows)[None], theta])
         log_q = self.network.log_q(theta, condition)
         with torch.no_grad():
             log_prior = self.prior.log_prob(theta)
@@ -125,8 +137,17 @@ class Phase(L.LightningModule):
                 share = from_prior / self.phase.draws
                 source = torch.logaddexp(log_q + math.log1p(-share), log_prior + math.log(share))
             log_weight = joint - source
-            self.refused += (~log_weight.isfinite()).sum()
+            unusable = ~log_weight.isfinite()
+            self.refused += unusable.sum()
+            if self.phase.memory and rows.numbers is not None:
+                noise = -torch.empty_like(log_weight).exponential_(generator=stream).log()
+                chosen = (torch.where(unusable, -torch.inf, log_weight) + noise).argmax(0)
+                self.memory[rows.numbers] = theta[chosen, torch.arange(len(rows), device=chosen.device)]
         return wake(log_q, log_weight)
+
+    def _remembered(self, rows: TrainingSet) -> Tensor:
+        """A posterior draw of each row, (N, D): that of a fresh simulation is its own theta."""
+        return rows.theta if rows.numbers is None else self.memory[rows.numbers]
 
     def _power(self) -> float:
         r"""Exponent of the likelihood, $\beta = \beta_0^{\max(0, 1 - 2t/T)}$."""

@@ -190,6 +190,26 @@ def test_log_prob_is_that_of_the_draws(posterior: Posterior) -> None:
     torch.testing.assert_close(posterior.log_prob(theta[:, 2], x[2:3]), log_q[:, 2], rtol=0, atol=1e-3)
 
 
+def test_points_go_through_the_flow_in_blocks(posterior: Posterior, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = x_of(3)
+    theta, log_q = posterior.sample_and_log_prob((7, 2), x)
+    largest = []
+    to_noise = posterior.network.flow.to_noise
+
+    def watched(u: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        largest.append(u[..., 0].numel())
+        return to_noise(u, context)
+
+    monkeypatch.setattr(posterior.network.flow, "to_noise", watched)
+    monkeypatch.setattr("pipeline.estimators.posterior.BLOCK", 12)
+    torch.testing.assert_close(posterior.log_prob(theta, x), log_q, rtol=0, atol=1e-3)
+    assert max(largest) == 12
+    assert len(largest) == 4
+    again, log_q = posterior.sample_and_log_prob((7, 2), x)
+    torch.testing.assert_close(posterior.log_prob(again, x), log_q, rtol=0, atol=1e-3)
+    assert posterior.sample_and_log_prob((0,), x)[0].shape == (0, 3, again.shape[-1])
+
+
 def test_torchs_global_generator_is_used_unless_one_is_given(posterior: Posterior) -> None:
     x = x_of(2)
     torch.manual_seed(1)

@@ -195,6 +195,61 @@ def test_refused_draws_are_added_up(make_gaussian: MakeGaussian) -> None:
     assert int(phase.refused) == 12
 
 
+def mean_gradient(case: Any, phase: Phase) -> Tensor:
+    """Gradient of the loss with respect to the mean of q, (D,)."""
+    bias = case.affine.network[-1].bias
+    return torch.autograd.grad(phase.training_step(None, 0), bias)[0][: case.simulator.dimension]
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_wake_with_memory_has_the_gradient_of_forward_kl_however_few_the_draws(
+    make_gaussian: MakeGaussian, stored: bool
+) -> None:
+    """q too narrow and displaced: without memory two draws of it hardly say where the posterior is."""
+    case = make_gaussian(dimension=1, shift=1.0, scale=0.6)
+    training = simulations(case, rows=6_000)
+    phases = {
+        name: phase_of(case, training, batch=6_000, **settings)
+        for name, settings in {
+            "memory": {"objective": "wake", "draws": 2, "memory": True},
+            "forgetful": {"objective": "wake", "draws": 2},
+            "forward_kl": {"objective": "forward_kl"},
+        }.items()
+    }
+    if not stored:  # as rows of fresh simulations: each has its own theta
+        for phase in phases.values():
+            phase.batches = [training]  # pyright: ignore[reportAttributeAccessIssue]
+    memory, forgetful, exact = (mean_gradient(case, phase) for phase in phases.values())
+    # d log q / d mean = (theta - mean) / s^2 with s = 0.6: standard deviation 1.7 / 0.6 over the pairs
+    error = 5 * 2 * (1 / 0.36) / 6_000**0.5
+    assert float((memory - exact).abs()) < error
+    assert float((forgetful - exact).abs()) > 2 * error
+
+
+def test_what_a_phase_remembers_moves_and_stays_exact(make_gaussian: MakeGaussian) -> None:
+    case = make_gaussian(dimension=2, shift=0.7, scale=0.7)
+    training = simulations(case, rows=2_000)
+    phase = phase_of(case, training, batch=500, objective="wake", draws=4, prior_share=0.25, memory=True)
+    assert torch.equal(phase.memory, training.theta)
+    posterior = case.simulator.posterior(training.x["x"])
+    for step in range(40):
+        rows = phase.batches[step]
+        phase._wake(rows, phase.network.condition(rows.inputs), generator(1, "test", step))
+    moved = (phase.memory != training.theta).any(-1)
+    assert float(moved.double().mean()) > 0.8
+    z = torch.linalg.solve_triangular(posterior.scale_tril, (phase.memory - posterior.mean)[..., None], upper=False)
+    for d in range(2):
+        values = z[:, d, 0].sort().values
+        distance = (Normal(0.0, 1.0).cdf(values) - (torch.arange(2_000) + 0.5) / 2_000).abs().max()
+        assert float(distance) < 1.95 / 2_000**0.5  # Kolmogorov and Smirnov, p = 0.001
+    assert "memory" in phase.state_dict()  # a resumed phase remembers
+
+
+def test_without_memory_nothing_is_kept(make_gaussian: MakeGaussian) -> None:
+    case = make_gaussian(dimension=1)
+    assert phase_of(case, simulations(case), objective="wake", draws=4).memory.numel() == 0
+
+
 # ------------------------------------------------------------ averages, checks, rates
 
 
