@@ -38,7 +38,7 @@ SCARCE_PHASES = (
     PhaseSettings(
         objective="wake",
         steps=3_400,
-        learning_rate=5e-3,
+        learning_rate=1e-2,
         draws=16,
         batch=64,
         prior_share=0.25,
