@@ -270,8 +270,9 @@ def summary() -> str:
     for row, raw, certified, verdicts in means():
         online = "fresh" if row["simulations"] == "0" else row["simulations"]
         seconds = f"{float(row['train_cpu_s']):.0f}"
+        of_certified = "" if math.isnan(certified) else f"{certified:.3f}"
         lines.append(
-            f"| {row['task']} | {row['schedule']} | {online} | {seconds} | {raw:.3f} | {f'{certified:.3f}' if certified == certified else ''} | {verdicts} |"
+            f"| {row['task']} | {row['schedule']} | {online} | {seconds} | {raw:.3f} | {of_certified} | {verdicts} |"
         )
     return "\n".join(lines) + "\n"
 

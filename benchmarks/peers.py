@@ -150,6 +150,7 @@ def compare(name: str, budget_s: float, seed: int) -> dict[str, Any]:
             best, best_seconds = accuracy, seconds
         sys.stdout.write(f"{name}: {peer} {seconds:.1f} s, ESS fraction {accuracy:.4f}\n")
     ours_budget, reached = FIRST_BUDGET, math.nan
+    seconds, accuracy = math.nan, math.nan
     while ours_budget <= budget_s:
         seconds, accuracy = ours(task, ours_budget)
         sys.stdout.write(f"{name}: ours {seconds:.1f} s, ESS fraction {accuracy:.4f}\n")

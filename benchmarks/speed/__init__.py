@@ -1,0 +1,1 @@
+"""Speed of the parts: `python -m benchmarks.speed`."""
