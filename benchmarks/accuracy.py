@@ -32,11 +32,12 @@ import h5py
 import numpy as np
 import torch
 
-from pipeline.config import CaseSettings, load_case
+from pipeline.config import load_case
 from pipeline.diagnostics.c2st import c2st
 from pipeline.errors import InputError
 from pipeline.estimators.posterior import load_posterior
 from pipeline.rng import generator
+from pipeline.settings import CaseSettings
 from pipeline.stages.infer import infer_observations
 from pipeline.stages.run import Run
 from pipeline.stages.simulate import simulate

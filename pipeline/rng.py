@@ -27,8 +27,3 @@ def derived_seed(seed: int, stage: str, index: int = 0) -> int:
 def generator(seed: int, stage: str, index: int = 0, *, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator for one (seed, stage, index) on `device`."""
     return torch.Generator(device=device).manual_seed(derived_seed(seed, stage, index))
-
-
-def numpy_generator(seed: int, stage: str, index: int = 0) -> np.random.Generator:
-    """A NumPy generator for one (seed, stage, index)."""
-    return np.random.default_rng(derived_seed(seed, stage, index))

@@ -164,11 +164,6 @@ def log_likelihood(simulator: Simulator, theta: Tensor, x: Mapping[str, Tensor])
     return density(theta, x)
 
 
-def parameter_names(simulator: Simulator) -> tuple[str, ...]:
-    """Names of the components of theta, in order."""
-    return tuple(p.name for p in simulator.parameters)
-
-
 def data_observables(simulator: Simulator) -> tuple[Observable, ...]:
     """Observables with role `data`, in order."""
     return tuple(o for o in simulator.observables if o.role == "data")

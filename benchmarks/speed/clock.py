@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.config import FlowSettings
+from pipeline.settings import FlowSettings
 
 SETTINGS = FlowSettings(kind="coupling", transforms=4, hidden=64, blocks=2, bins=8)
 BATCH = 256

@@ -17,9 +17,9 @@ from nflows.utils import create_alternating_binary_mask
 from torch import Tensor, nn
 
 from benchmarks.speed.clock import BATCH, CPU, SETTINGS, Call, Row, digits, ratio, take_turns
-from pipeline.config import TrainSettings
 from pipeline.estimators.flow import ConditionalFlow
 from pipeline.objectives.forward_kl import forward_kl
+from pipeline.settings import TrainSettings
 
 GRADIENT_CLIP = TrainSettings().gradient_clip
 DRAWS = 4096

@@ -13,10 +13,10 @@ from torch import Tensor
 from benchmarks.speed.batches import simulations
 from benchmarks.speed.clock import BATCH, SETTINGS, Call, Row, digits, ratio, take_turns
 from benchmarks.speed.flows import optimise, our_side, training_step
-from pipeline.config import EmbeddingSettings
 from pipeline.estimators.network import PosteriorNetwork
 from pipeline.objectives.elbo import elbo
 from pipeline.rng import generator
+from pipeline.settings import EmbeddingSettings
 from pipeline.training.data import TrainingSet
 from simulators.priors import prior_of
 from simulators.protocol import Simulator, log_likelihood

@@ -17,8 +17,8 @@ from nflows.transforms.base import InverseTransform, Transform
 from nflows.transforms.permutations import ReversePermutation
 from torch import Tensor
 
-from pipeline.config import FlowSettings
 from pipeline.estimators.spline import rational_quadratic_spline
+from pipeline.settings import FlowSettings
 
 
 class SplineAutoregressive(MaskedPiecewiseRationalQuadraticAutoregressiveTransform):

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.config import FlowSettings
+from pipeline.settings import FlowSettings
 
 
 class Base(Protocol):

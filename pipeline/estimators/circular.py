@@ -17,11 +17,11 @@ import torch
 from nflows.transforms.base import CompositeTransform, Transform
 from torch import Tensor, nn
 
-from pipeline.config import FlowSettings
 from pipeline.estimators.affine import ConditionalAffine
 from pipeline.estimators.base import Base
 from pipeline.estimators.circular_coupling import CircularCoupling, wrap
 from pipeline.estimators.tails import ConditionalTails
+from pipeline.settings import FlowSettings
 
 MAX_LOG_K = 8.0  # widths down to a three thousandth of a radian
 # A rotation that is to go round the circle has to cross (0, 0), and a concentrated start pulls it there: a von Mises

@@ -14,8 +14,8 @@ from nflows.nn.nets import ResidualNet
 from nflows.transforms.base import Transform
 from torch import Tensor
 
-from pipeline.config import FlowSettings
 from pipeline.estimators.spline import rational_quadratic_spline
+from pipeline.settings import FlowSettings
 
 
 def wrap(angle: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from nflows.transforms.base import Transform
 from torch import Tensor, nn
 
-from pipeline.config import FlowSettings
 from pipeline.estimators.spline import rational_quadratic_spline
+from pipeline.settings import FlowSettings
 
 
 class Conditioner(nn.Module):

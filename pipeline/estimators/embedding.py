@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from sbi.neural_nets.embedding_nets import FCEmbedding, ResNetEmbedding1D
 from torch import Tensor, nn
 
-from pipeline.config import EmbeddingSettings
 from pipeline.errors import InputError
 from pipeline.estimators.embedding_networks import SetNetwork, TransformerNetwork, convolutions
 from pipeline.estimators.standardize import Standardize, StandardizeChannels, StandardizeItems
+from pipeline.settings import EmbeddingSettings
 
 AXES = {
     "cnn1d": ("channels", "length"),

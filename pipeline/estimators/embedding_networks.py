@@ -8,8 +8,8 @@ import torch
 from sbi.neural_nets.embedding_nets import CNNEmbedding, FCEmbedding
 from torch import Tensor, nn
 
-from pipeline.config import EmbeddingSettings
 from pipeline.errors import InputError
+from pipeline.settings import EmbeddingSettings
 
 
 def convolutions(shape: Sequence[int], settings: EmbeddingSettings) -> nn.Module:

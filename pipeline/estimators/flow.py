@@ -16,12 +16,12 @@ import torch
 from nflows.transforms.base import CompositeTransform, Transform
 from torch import Tensor, nn
 
-from pipeline.config import FlowSettings
 from pipeline.errors import InputError
 from pipeline.estimators.affine import ConditionalAffine
 from pipeline.estimators.base import Base, base_distribution
 from pipeline.estimators.coupling import SplineCouplings
 from pipeline.estimators.tails import ConditionalTails
+from pipeline.settings import FlowSettings
 
 
 class ConditionalFlow(nn.Module):

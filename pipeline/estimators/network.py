@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.func import functional_call
 
-from pipeline.config import EmbeddingSettings, FlowSettings
 from pipeline.estimators.embedding import Embedding
 from pipeline.estimators.flow import ConditionalFlow
 from pipeline.estimators.support import SupportTransform, unconstrained_dimension
+from pipeline.settings import EmbeddingSettings, FlowSettings
 from simulators.priors import prior_of
 from simulators.protocol import Simulator, network_features, pilot_of
 

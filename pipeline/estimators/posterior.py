@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pipeline.config import CaseSettings, build_simulator, case_from_values
+from pipeline.config import build_simulator, case_from_values
 from pipeline.errors import InputError
 from pipeline.estimators.importance import Evidence, summarize
 from pipeline.estimators.network import Condition, PosteriorNetwork, network_input
 from pipeline.estimators.proposal import Amortized, weigh
 from pipeline.schema import SCHEMA, SETTINGS, STAGE
+from pipeline.settings import CaseSettings
 from pipeline.store import read_safetensors, write_safetensors
 from simulators.priors import IndependentPrior, prior_of, to_device
 from simulators.protocol import Data, Simulator, feature_shape

@@ -22,8 +22,8 @@ import torch
 from nflows.transforms.base import Transform
 from torch import Size, Tensor, nn
 
-from pipeline.config import FlowSettings
 from pipeline.estimators.argument_checks import argument_checks_kept
+from pipeline.settings import FlowSettings
 
 with argument_checks_kept():
     import zuko

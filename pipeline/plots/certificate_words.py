@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config import InferSettings
 from pipeline.plots import numbers
 from pipeline.schema import CERTIFICATE, VERDICTS
+from pipeline.settings import InferSettings
 
 Mark = Literal["pass", "fail", "info"]
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from matplotlib.figure import Figure
 
-from pipeline.config import InferSettings
+from pipeline.settings import InferSettings
 
 FigureKind = Literal[
     "predictive", "corner", "weights", "training", "rank_ecdf", "rank_histogram", "tarp", "comparison", "other"

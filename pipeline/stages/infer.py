@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from pipeline.config import CaseSettings, InferSettings
 from pipeline.errors import InputError
 from pipeline.estimators.importance import Evidence
 from pipeline.estimators.posterior import Posterior, load_posterior
 from pipeline.progress import console
 from pipeline.schema import CERTIFICATE, STAGE, VERDICTS
+from pipeline.settings import CaseSettings, InferSettings
 from pipeline.stages.ladder import Outcome, climb, one_row
 from pipeline.stages.run import Run, begin, finish, load_observation, need_same_settings, with_digests
 from pipeline.store import DataSet, complete_or_absent, content_key, input_digest, read_attribute, read_key, stamp

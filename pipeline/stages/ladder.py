@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.config import InferSettings
 from pipeline.estimators.importance import (
     Evidence,
     WeightedDraws,
@@ -28,6 +27,7 @@ from pipeline.estimators.posterior import Posterior
 from pipeline.estimators.proposal import Amortized, Mixture, weigh
 from pipeline.progress import progress_bar
 from pipeline.rng import generator
+from pipeline.settings import InferSettings
 from pipeline.training.adaptation import adapt
 from pipeline.training.refinement import refine
 from simulators.protocol import Data

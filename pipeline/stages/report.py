@@ -15,7 +15,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from pipeline.config import CaseSettings, case_from_values
+from pipeline.config import case_from_values
 from pipeline.diagnostics.calibration import Calibration, calibrate
 from pipeline.errors import InputError
 from pipeline.plots.calibration import plot_rank_ecdf, plot_rank_histogram, plot_tarp
@@ -37,6 +37,7 @@ from pipeline.plots.weights import WeightSet, plot_weights
 from pipeline.progress import console
 from pipeline.rng import generator
 from pipeline.schema import CERTIFICATE, PROVENANCE, SETTINGS
+from pipeline.settings import CaseSettings
 from pipeline.stages.ladder import one_row
 from pipeline.stages.run import Run, begin, finish, inferred_observation, is_stale
 from pipeline.store import (

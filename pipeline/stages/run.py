@@ -15,10 +15,11 @@ import torch
 import yaml
 from torch.distributions import Distribution
 
-from pipeline.config import CaseSettings, PhaseSettings, build_simulator
+from pipeline.config import build_simulator
 from pipeline.errors import InputError
 from pipeline.progress import console
 from pipeline.schema import INPUTS, SETTINGS
+from pipeline.settings import CaseSettings, PhaseSettings
 from pipeline.store import (
     DataSet,
     content_key,

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pipeline.config import AdaptSettings
 from pipeline.estimators.importance import WeightedDraws, ess_fraction, systematic_resample, usable_log_weight
 from pipeline.estimators.network import Condition, PosteriorNetwork
 from pipeline.estimators.proposal import Amortized, Mixture, weigh
+from pipeline.settings import AdaptSettings
 from pipeline.training.averaging import follow
 from simulators.protocol import Simulator
 

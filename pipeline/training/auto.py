@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import accumulate, pairwise
 
-from pipeline.config import PhaseSettings, TrainSettings
+from pipeline.settings import PhaseSettings, TrainSettings
 
 SCARCE = 20_000
 """Stored simulations below which the likelihood is asked for draws of its own; a choice, not a measured edge."""

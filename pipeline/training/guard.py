@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pipeline.config import GuardSettings, PhaseSettings
 from pipeline.estimators.importance import WeightedDraws, ess_fraction, log_evidence
 from pipeline.estimators.network import PosteriorNetwork
 from pipeline.rng import generator
+from pipeline.settings import GuardSettings, PhaseSettings
 from pipeline.training.data import TrainingSet
 from simulators.protocol import Simulator, has_likelihood, log_likelihood
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pipeline.config import PhaseSettings, TrainSettings
 from pipeline.estimators.network import Condition, PosteriorNetwork
 from pipeline.objectives.elbo import Bound, elbo
 from pipeline.objectives.forward_kl import forward_kl
 from pipeline.objectives.iwelbo import iwelbo
 from pipeline.objectives.wake import wake
 from pipeline.rng import generator
+from pipeline.settings import PhaseSettings, TrainSettings
 from pipeline.training.averaging import follow
 from pipeline.training.data import Source, TrainingSet
 from pipeline.training.guard import Guard, held_out_figures

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pipeline.config import RefineSettings
 from pipeline.estimators.network import Condition, PosteriorNetwork
 from pipeline.objectives.elbo import elbo
+from pipeline.settings import RefineSettings
 from pipeline.training.averaging import follow
 from simulators.protocol import Simulator, log_likelihood
 

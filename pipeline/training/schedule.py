@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.data import DataLoader
 
-from pipeline.config import CaseSettings, PhaseSettings
 from pipeline.errors import InputError
 from pipeline.estimators.network import PosteriorNetwork
 from pipeline.interrupt import asked_to_stop, handle_sigterm_again, stop_if_asked
 from pipeline.progress import console, progress_bar
+from pipeline.settings import CaseSettings, PhaseSettings
 from pipeline.store import complete_or_absent, read_safetensors, write_safetensors, write_text
 from pipeline.training.data import Source, TrainingSet
 from pipeline.training.guard import guard_of

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pipeline.config import EmbeddingSettings, FlowSettings
 from pipeline.estimators.affine import ConditionalAffine
 from pipeline.estimators.coupling import Conditioner
 from pipeline.estimators.network import Condition, PosteriorNetwork, network_input
+from pipeline.settings import EmbeddingSettings, FlowSettings
 from simulators.linear_gaussian import LinearGaussian
 from simulators.priors import prior_of
 from simulators.protocol import Data

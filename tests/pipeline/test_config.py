@@ -1,36 +1,23 @@
-"""Settings: every case loads, every mistake is one line that helps, every field is read somewhere."""
+"""Reading a case: every case loads, every mistake is one line that helps, the stored schema is the current one."""
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from pipeline.config import (
-    CaseSettings,
-    Objective,
-    PhaseSettings,
-    SimulatorSettings,
-    _model_in,
-    build_simulator,
-    case_from_values,
-    json_schema,
-    load_case,
-    override_values,
-)
+from pipeline.config import build_simulator, case_from_values, json_schema, load_case, override_values
 from pipeline.errors import InputError
-from pipeline.training.auto import share_out
+from pipeline.settings import CaseSettings, Objective, PhaseSettings, SimulatorSettings
+from tests.pipeline.test_settings import LEAST, blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = sorted((ROOT / "configs").glob("**/*.yaml"))
-LEAST = {"simulator": {"name": "linear_gaussian"}}
 
 
 def written(folder: Path, values: Any, name: str = "case.yaml") -> Path:
@@ -47,18 +34,6 @@ def message_of(values: Any, *overrides: str, folder: Path) -> str:
     text = str(error.value)
     assert "\n" not in text
     return text.removeprefix(f"{path}: ")
-
-
-def blocks(
-    model: type[BaseModel] = CaseSettings, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], type[BaseModel]]]:
-    """Every block of settings with its place in the YAML, depth first."""
-    yield path, model
-    for name, field in model.model_fields.items():
-        inner = _model_in(field.annotation)
-        if inner is not None:
-            here = (*path, field.alias or name)
-            yield from blocks(inner, (*here, "0") if inner is PhaseSettings else here)
 
 
 # ------------------------------------------------------------ the cases that ship
@@ -289,57 +264,7 @@ def test_a_case_is_named_after_its_file_unless_it_has_a_name(tmp_path: Path) -> 
     assert load_case(written(tmp_path, LEAST, "star.yaml"), ["name=moon"]).name == "moon"
 
 
-# ------------------------------------------------------------ the models themselves
-
-
-@pytest.mark.parametrize(
-    ("path", "model"), list(blocks()), ids=lambda v: ".".join(v) or "top" if isinstance(v, tuple) else ""
-)
-def test_settings_are_frozen(path: tuple[str, ...], model: type[BaseModel]) -> None:
-    instance: Any = CaseSettings.model_validate(LEAST | {"train": {"phases": [{"objective": "elbo", "steps": 5}]}})
-    for part in path:
-        instance = (
-            instance[int(part)] if part.isdigit() else getattr(instance, "validation" if part == "validate" else part)
-        )
-    assert isinstance(instance, model)
-    name = next(iter(model.model_fields))
-    with pytest.raises(ValidationError, match="frozen"):
-        setattr(instance, name, getattr(instance, name))
-
-
-def test_dump_is_by_the_names_of_yaml_and_by_block() -> None:
-    case = CaseSettings.model_validate(LEAST)
-    assert "validate" in case.dump()
-    assert "validation" not in case.dump()
-    assert set(case.dump("seed", "validate")) == {"seed", "validate"}
-    json.dumps(case.dump())
-
-
-def phases(*steps: int) -> tuple[PhaseSettings, ...]:
-    return tuple(PhaseSettings(objective="elbo", steps=n) for n in steps)
-
-
-@pytest.mark.parametrize(
-    ("given", "total", "expected"),
-    [
-        ((6000, 1000), 700, (600, 100)),
-        ((6000, 1000), 14_000, (12_000, 2000)),
-        ((1, 1, 1), 10, (3, 4, 3)),
-        ((1000, 1000, 1000, 1), 50, (17, 16, 17, 1)),  # none is left out
-    ],
-)
-def test_steps_are_shared_among_the_phases(given: tuple[int, ...], total: int, expected: tuple[int, ...]) -> None:
-    scheduled = share_out(phases(*given), total)
-    assert tuple(p.steps for p in scheduled) == expected
-    assert all(p.objective == "elbo" for p in scheduled)
-
-
-def test_shared_steps_add_up() -> None:
-    for total in range(7, 60):
-        for given in ((3, 5, 7), (1, 2, 3, 4), (6000, 1000)):
-            steps = [p.steps for p in share_out(phases(*given), total)]
-            assert sum(steps) == total
-            assert all(abs(n - g * total / sum(given)) <= 1 for n, g in zip(steps, given, strict=True))
+# ------------------------------------------------------------ the schema for editors
 
 
 def test_json_schema_is_what_an_editor_needs() -> None:
@@ -353,26 +278,6 @@ def test_json_schema_is_what_an_editor_needs() -> None:
     for definition in (schema, *schema["$defs"].values()):
         assert definition["additionalProperties"] is False
     assert schema["$defs"]["PhaseSettings"]["properties"]["objective"]["anyOf"][0]["enum"] == list(get_args(Objective))
-
-
-# ------------------------------------------------------------ every field is read
-
-
-def attributes_read() -> set[str]:
-    """Names that the code reads as attributes; in config.py outside its classes only."""
-    found: set[str] = set()
-    for path in (ROOT / "pipeline").rglob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        parts = [n for n in tree.body if not isinstance(n, ast.ClassDef)] if path.name == "config.py" else tree.body
-        for part in parts:
-            found |= {n.attr for n in ast.walk(part) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
-    return found
-
-
-def test_every_field_is_read_somewhere() -> None:
-    read = attributes_read()
-    unread = [".".join((*path, name)) for path, model in blocks() for name in model.model_fields if name not in read]
-    assert unread == []
 
 
 def test_the_schema_for_editors_is_that_of_the_settings(root: Path) -> None:

@@ -19,7 +19,6 @@ from simulators.protocol import (
     data_observables,
     has_likelihood,
     network_features,
-    parameter_names,
     pilot_of,
     read_observation,
 )
@@ -63,7 +62,6 @@ def test_what_a_simulator_offers_is_looked_up() -> None:
     simulator = Implicit()
     assert not has_likelihood(simulator)
     assert has_likelihood(LinearGaussian())
-    assert parameter_names(simulator) == ("rate",)
     assert [o.name for o in data_observables(simulator)] == ["counts"]
 
 

@@ -7,9 +7,9 @@ import torch
 from nflows.transforms.base import InverseTransform
 from nflows.transforms.splines.rational_quadratic import unconstrained_rational_quadratic_spline
 
-from pipeline.config import FlowSettings
 from pipeline.estimators.autoregressive import SplineAutoregressive, autoregressive_layers
 from pipeline.estimators.spline import DERIVATIVE_SHIFT
+from pipeline.settings import FlowSettings
 
 SETTINGS = FlowSettings(kind="autoregressive", transforms=3, hidden=16, blocks=1, bins=4, tail_bound=3.0)
 

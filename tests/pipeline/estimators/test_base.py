@@ -7,8 +7,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pipeline.config import FlowSettings
 from pipeline.estimators.base import NormalBase, StudentBase, base_distribution
+from pipeline.settings import FlowSettings
 
 
 def draws(base: NormalBase | StudentBase, count: int, seed: int = 0) -> Tensor:

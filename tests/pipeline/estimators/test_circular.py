@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, Uniform, VonMises
 
-from pipeline.config import EmbeddingSettings, FlowSettings
 from pipeline.estimators.base import NormalBase
 from pipeline.estimators.circular import MAX_LOG_K, UNTRAINED_COSINE, CircularBase, ConditionalRotation
 from pipeline.estimators.circular_coupling import wrap
 from pipeline.estimators.flow import ConditionalFlow
 from pipeline.estimators.network import PosteriorNetwork, network_input
+from pipeline.settings import EmbeddingSettings, FlowSettings
 from simulators.priors import prior_of
 from simulators.protocol import Data, Observable, Parameter
 

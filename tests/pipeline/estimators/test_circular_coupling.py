@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from pipeline.config import FlowSettings
 from pipeline.estimators.circular_coupling import CircularCoupling, wrap
+from pipeline.settings import FlowSettings
 
 PERIODIC = (True, False, True, False)
 TRANSFORMED = (True, True, False, False)

@@ -7,9 +7,9 @@ import torch
 from nflows.transforms.splines.rational_quadratic import unconstrained_rational_quadratic_spline
 from torch import Tensor
 
-from pipeline.config import FlowSettings
 from pipeline.estimators.coupling import Conditioner, SplineCouplings
 from pipeline.estimators.spline import DERIVATIVE_SHIFT
+from pipeline.settings import FlowSettings
 
 CONTEXT, BINS, BOUND = 3, 5, 4.0
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config import EmbeddingSettings
 from pipeline.errors import InputError
 from pipeline.estimators.embedding import Embedding
 from pipeline.estimators.standardize import Standardize
+from pipeline.settings import EmbeddingSettings
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "mlp": (),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config import FlowSettings
 from pipeline.estimators.flow import ConditionalFlow
+from pipeline.settings import FlowSettings
 
 CONTEXT = 3
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config import FlowSettings
 from pipeline.errors import InputError
 from pipeline.estimators.flow import ConditionalFlow
+from pipeline.settings import FlowSettings
 
 CONTEXT = 3
 CASES: dict[str, tuple[dict[str, Any], tuple[bool, ...]]] = {

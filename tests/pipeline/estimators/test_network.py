@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Dirichlet, HalfNormal, Normal, Uniform
 
-from pipeline.config import EmbeddingSettings, FlowSettings, case_from_values
+from pipeline.config import case_from_values
 from pipeline.estimators.network import Condition, NetworkInput, PosteriorNetwork, network_input
 from pipeline.estimators.posterior import new_network
 from pipeline.estimators.standardize import StandardizeItems
+from pipeline.settings import EmbeddingSettings, FlowSettings
 from simulators.linear_gaussian import LinearGaussian
 from simulators.priors import IndependentPrior, prior_of
 from simulators.protocol import Data, Observable, Parameter

@@ -12,9 +12,10 @@ from sbi.diagnostics import run_sbc, run_tarp
 from torch import Tensor
 
 import pipeline
-from pipeline.config import CaseSettings, build_simulator, case_from_values
+from pipeline.config import build_simulator, case_from_values
 from pipeline.errors import InputError
 from pipeline.estimators.posterior import Posterior, load_posterior, new_network
+from pipeline.settings import CaseSettings
 from pipeline.store import read_safetensors, stamp, write_safetensors
 from simulators.linear_gaussian import LinearGaussian
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from zuko.transforms import MonotonicRQSTransform
 
-from pipeline.config import FlowSettings
 from pipeline.estimators.zuko_transform import ZukoTransform
+from pipeline.settings import FlowSettings
 
 KINDS = ["zuko_nsf", "zuko_maf", "zuko_nice", "zuko_bpf"]
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from pipeline.config import InferSettings
 from pipeline.plots.certificate_words import FOLDED, MEANING, certificate_lines
 from pipeline.schema import CERTIFICATE
+from pipeline.settings import InferSettings
 
 
 def by_name(certificate):

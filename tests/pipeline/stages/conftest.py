@@ -8,7 +8,8 @@ import pytest
 import torch
 import yaml
 
-from pipeline.config import CaseSettings, load_case
+from pipeline.config import load_case
+from pipeline.settings import CaseSettings
 from pipeline.stages.run import Run
 from pipeline.stages.simulate import simulate
 from pipeline.stages.train import train

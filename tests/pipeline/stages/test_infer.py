@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import CaseSettings
 from pipeline.diagnostics.c2st import c2st
 from pipeline.errors import InputError
 from pipeline.schema import CERTIFICATE, VERDICTS
+from pipeline.settings import CaseSettings
 from pipeline.stages.infer import infer, infer_observations
 from pipeline.stages.run import Run
 from pipeline.store import hdf5_content_digest, read_data, write_data

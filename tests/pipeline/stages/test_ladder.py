@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from pipeline.config import InferSettings, RefineSettings
 from pipeline.estimators.importance import Evidence
 from pipeline.estimators.posterior import Posterior, load_posterior
+from pipeline.settings import InferSettings, RefineSettings
 from pipeline.stages.ladder import climb, one_row, verdict_of, why_rejected
 from pipeline.stages.run import Run
 

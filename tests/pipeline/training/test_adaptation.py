@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import AdaptSettings
 from pipeline.estimators.importance import ess_fraction
 from pipeline.estimators.proposal import Amortized, weigh
+from pipeline.settings import AdaptSettings
 from pipeline.training.adaptation import adapt, largest_power
 
 MakeGaussian = Callable[..., Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.config import PhaseSettings, TrainSettings
+from pipeline.settings import PhaseSettings, TrainSettings
 from pipeline.training.auto import SCARCE, schedule, share_out
 
 

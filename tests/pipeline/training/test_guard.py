@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, Uniform
 
-from pipeline.config import GuardSettings, PhaseSettings, case_from_values
+from pipeline.config import case_from_values
 from pipeline.estimators.posterior import new_network
+from pipeline.settings import GuardSettings, PhaseSettings
 from pipeline.training.data import training_set
 from pipeline.training.guard import Guard, criterion_of, guard_of, held_out_figures
 from pipeline.training.phase import Phase

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from pipeline.config import PhaseSettings, TrainSettings
 from pipeline.objectives.elbo import elbo
 from pipeline.objectives.forward_kl import forward_kl
 from pipeline.rng import generator
+from pipeline.settings import PhaseSettings, TrainSettings
 from pipeline.training.data import TrainingSet, training_set
 from pipeline.training.guard import OBSERVATIONS, Guard, held_out_figures
 from pipeline.training.phase import Phase

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import RefineSettings
 from pipeline.estimators.importance import Evidence, summarize
 from pipeline.estimators.network import PosteriorNetwork
 from pipeline.estimators.proposal import Amortized, weigh
+from pipeline.settings import RefineSettings
 from pipeline.training.refinement import refine
 
 MakeGaussian = Callable[..., Any]

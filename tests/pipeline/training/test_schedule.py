@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import CaseSettings, build_simulator, case_from_values
+from pipeline.config import build_simulator, case_from_values
 from pipeline.errors import InputError
 from pipeline.estimators.network import PosteriorNetwork
 from pipeline.estimators.posterior import new_network
 from pipeline.interrupt import Interrupted, handle_signals
+from pipeline.settings import CaseSettings
 from pipeline.training.auto import schedule
 from pipeline.training.data import FreshSimulations, TrainingSet, training_set
 from pipeline.training.phase import Phase

@@ -1,0 +1,331 @@
+"""Settings of a case: frozen models, one a stage; a YAML file holds only what differs from the defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Base of every block of settings: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class SimulatorSettings(Settings):
+    """Which physics model, and its options."""
+
+    name: str = Field(description="a registered simulator, or the class in `path`")
+    path: Path | None = Field(default=None, description="Python file with your own simulator class")
+    options: dict[str, Any] = Field(default_factory=dict, description="arguments of the simulator")
+
+
+class SimulateSettings(Settings):
+    """Stage `simulate`: pairs (theta, x) in HDF5."""
+
+    count: Positive = Field(default=100_000, description="simulations for training")
+    held_out: Positive = Field(default=2_000, description="further simulations, for checkpoints and validation only")
+    shard: Positive = Field(
+        default=16_384,
+        description="rows a file; a killed run continues after the last complete one; part of the content",
+    )
+    proposal: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="distributions from which theta is drawn in place of the prior, by parameter; q targets the prior all the same",
+    )
+
+
+class FlowSettings(Settings):
+    """The normalizing flow q(theta given x)."""
+
+    kind: Literal["coupling", "autoregressive", "zuko_nsf", "zuko_maf", "zuko_nice", "zuko_bpf"] = Field(
+        default="coupling",
+        description="transforms between base and affine map. coupling: rational-quadratic splines, fast both ways; autoregressive: the same splines, fast to sample, D passes for a density; zuko_*: families of zuko, nsf (splines), maf (affine) and bpf (Bernstein polynomials) fast for densities, D passes to sample; nice: affine couplings",
+    )
+    transforms: Positive = Field(default=5, description="layers")
+    hidden: Positive = Field(default=96, description="width of the network in each layer")
+    blocks: Positive = Field(default=2, description="residual blocks in each layer; hidden layers for zuko_*")
+    bins: Annotated[int, Field(ge=2, le=64)] = Field(
+        default=10, description="bins of each rational-quadratic spline; degree of zuko_bpf"
+    )
+    tail_bound: PositiveFloat = Field(
+        default=5.0, description="half width of the splines, in standard deviations; linear beyond"
+    )
+    base: Literal["normal", "student"] = Field(
+        default="normal", description="distribution of the noise; student: multivariate Student-t, heavier tails"
+    )
+    base_freedom: Annotated[int, Field(ge=1)] = Field(default=8, description="degrees of freedom of base student")
+
+
+class EmbeddingSettings(Settings):
+    """The network that turns x into the context of the flow."""
+
+    kind: Literal["mlp", "none", "residual", "cnn1d", "cnn2d", "set", "transformer"] = Field(
+        default="mlp",
+        description="mlp: sbi's FCEmbedding; none: features go to the flow as they are; residual: sbi's ResNetEmbedding1D; cnn1d, cnn2d: sbi's CNNEmbedding, shape [channels, length] or [channels, height, width]; set: items pooled in no order; transformer: items that attend to each other; both of shape [items, numbers], the last number a mask, 1 present, 0 absent",
+    )
+    hidden: Positive = Field(default=128, description="width of the hidden layers")
+    layers: Positive = Field(
+        default=2, description="layers of the MLP (of both, for set); blocks of residual and transformer"
+    )
+    output: Positive = Field(default=64, description="numbers handed to the flow")
+    shape: tuple[Positive, ...] = Field(
+        default=(), description="shape of the features of one observation; default: the simulator's feature_shape"
+    )
+    channels: tuple[Positive, ...] = Field(
+        default=(16, 32), description="channels of each convolution of cnn1d and cnn2d", min_length=1
+    )
+    kernel: Positive = Field(default=5, description="width of each convolution; pooled by two after each")
+    heads: Positive = Field(default=4, description="attention heads of the transformer; must divide hidden")
+
+
+Objective = Literal["elbo", "iwelbo", "forward_kl", "wake"]
+
+
+class PhaseSettings(Settings):
+    """One phase of the training schedule: one objective, or a weighted sum, for a number of steps."""
+
+    objective: Objective | dict[Objective, PositiveFloat] = Field(
+        description="what is optimised: elbo, iwelbo, forward_kl, wake, or a weighted sum such as {elbo: 0.8, forward_kl: 0.2}"
+    )
+    steps: Positive = Field(description="optimiser steps")
+    learning_rate: PositiveFloat = Field(
+        default=1e-3, description="Adam, at the start of the phase; decays to a hundredth by a cosine"
+    )
+    batch: Positive = Field(default=512, description="rows of x a step")
+    draws: Positive = Field(
+        default=1,
+        description="draws of theta from q for each x; iwelbo and wake want 8 or more (not used by forward_kl)",
+    )
+    gradient: Literal["sticking_the_landing", "reparameterized"] = Field(
+        default="sticking_the_landing",
+        description="estimator of the ELBO's gradient (iwelbo is always doubly reparameterised)",
+    )
+    weighted: bool = Field(
+        default=False,
+        description="weight each pair of forward_kl by prior over proposal, so that the prior's posterior is learned",
+    )
+    prior_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="wake: share of draws taken from the prior, which bounds the weights of what q has lost",
+    )
+    memory: bool = Field(
+        default=False,
+        description="wake: the true theta of each simulation is one more of its draws, and is replaced by one of them in proportion to their weights: exact posterior draws of a stored x without end",
+    )
+    temper_from: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="exponent of the likelihood at the start of the phase; rises geometrically to 1 over its first half",
+    )
+
+    @model_validator(mode="after")
+    def _something_to_optimise(self) -> PhaseSettings:
+        if not self.weights:
+            raise ValueError("train.phases: objective: a weighted sum needs at least one objective")
+        if self.memory and "wake" not in self.weights:
+            raise ValueError("train.phases: memory belongs to objective wake")
+        if "wake" in self.weights:
+            if self.draws < 2:
+                raise ValueError(
+                    "train.phases: wake compares draws of the same x: it needs draws of at least 2, better 8"
+                )
+            if self.prior_share and not 1 <= round(self.prior_share * self.draws) < self.draws:
+                raise ValueError(
+                    f"train.phases: prior_share {self.prior_share} of {self.draws} draws leaves none to the prior, or none to q"
+                )
+        return self
+
+    @property
+    def weights(self) -> dict[Objective, float]:
+        """Weight of each objective in the loss."""
+        return {self.objective: 1.0} if isinstance(self.objective, str) else dict(self.objective)
+
+    @property
+    def label(self) -> str:
+        """The objective in words, such as `elbo` or `0.8 elbo + 0.2 forward_kl`."""
+        if isinstance(self.objective, str):
+            return self.objective
+        return " + ".join(f"{weight:g} {name}" for name, weight in self.objective.items())
+
+    @property
+    def needs_likelihood(self) -> bool:
+        """Whether any of its objectives evaluates log p(x given theta)."""
+        return any(name != "forward_kl" for name in self.weights)
+
+
+class GuardSettings(Settings):
+    """What a phase must not lose on held-out simulations, and must gain; otherwise it is rolled back."""
+
+    tolerance: Annotated[float, Field(ge=0)] = Field(
+        default=0.05, description="nats by which the mean log q of the true theta may fall below its best so far"
+    )
+    criterion: Literal["auto", "forward_log_q", "elbo", "ess_fraction"] = Field(
+        default="auto",
+        description="what must improve; auto: forward_log_q for forward_kl, elbo for elbo, else ess_fraction",
+    )
+    patience: Positive = Field(
+        default=4, description="checks in a row that fail the tolerance after which a phase ends early"
+    )
+
+
+class TrainSettings(Settings):
+    """Stage `train`."""
+
+    phases: tuple[PhaseSettings, ...] = Field(
+        default=(), description="the schedule; empty: chosen from likelihood and number of simulations"
+    )
+    data: Literal["file", "online"] = Field(
+        default="file",
+        description="where training pairs come from: stored simulations, or fresh ones at every step (fast batched simulators)",
+    )
+    guard: GuardSettings = GuardSettings()
+    steps: Positive | None = Field(
+        default=None, description="if given: total steps, shared among the phases in their proportions"
+    )
+    flow: FlowSettings = FlowSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    average: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.999, description="decay of the running average of the weights; 0 is off"
+    )
+    gradient_clip: PositiveFloat = Field(default=5.0, description="largest norm of the gradient")
+    check_every: Positive = Field(default=500, description="steps between evaluations on held-out simulations")
+    checkpoint_every: Positive = Field(
+        default=500, description="steps between checkpoints from which a killed run continues"
+    )
+
+
+class AdaptSettings(Settings):
+    """Before a refinement, where the amortized q is far off: the copy follows its own weighted draws."""
+
+    below: Fraction = Field(
+        default=0.3, description="ess_fraction of the amortized q below which the copy adapts first; 0: never"
+    )
+    rounds: Positive = Field(default=12, description="at most so many rounds of drawing, weighting and fitting")
+    steps: Positive = Field(default=60, description="optimiser steps a round")
+    draws: Positive = Field(default=8_000, description="draws of theta a round")
+    learning_rate: PositiveFloat = Field(default=1e-3, description="Adam, decays within each round by a cosine")
+    effective_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.1, description="share of the draws that tempering leaves effective"
+    )
+    enough: Fraction = Field(default=0.6, description="ess_fraction at which it ends")
+    wide_scale: PositiveFloat = Field(default=1.5, description="factor by which a tenth of the draws is widened")
+
+
+class RefineSettings(Settings):
+    """Refinement of q on one observation: a copy trained on the ELBO of that x alone."""
+
+    when: Literal["auto", "always", "never"] = Field(
+        default="auto", description="auto: where the amortized q is not exact"
+    )
+    adapt: AdaptSettings = AdaptSettings()
+    steps: Annotated[int, Field(ge=0)] = Field(default=300, description="optimiser steps on the ELBO")
+    draws: Positive = Field(default=256, description="draws of theta a step")
+    learning_rate: PositiveFloat = Field(default=5e-4, description="Adam, decays to a hundredth by a cosine")
+    amortized_share: Fraction = Field(
+        default=0.1, description="share of the amortized q in the mixture that draws and weighs"
+    )
+    wide_share: Fraction = Field(default=0.1, description="share of the amortized q with widened tails in that mixture")
+    wide_scale: PositiveFloat = Field(default=1.5, description="factor by which those tails are widened")
+
+    @model_validator(mode="after")
+    def _room_for_the_refined(self) -> RefineSettings:
+        if self.amortized_share + self.wide_share >= 1:
+            raise ValueError("infer.refine: amortized_share and wide_share must add up to less than 1")
+        return self
+
+
+class InferSettings(Settings):
+    """Stage `infer`: posteriors and certificates."""
+
+    draws: Positive = Field(default=2_000, description="equally weighted draws delivered for each observation")
+    proposals: Positive = Field(default=20_000, description="draws of q that are weighted, at least ten times `draws`")
+    refine: RefineSettings = RefineSettings()
+    exact_ess_fraction: Fraction = Field(default=0.5, description="least ess_fraction of verdict exact or refined")
+    exact_pareto_k: float = Field(default=0.5, description="largest pareto_k of verdict exact or refined")
+    equal_ess_fraction: Fraction = Field(
+        default=0.95, description="ess_fraction from which weights are so equal that equal_pareto_k suffices for exact"
+    )
+    equal_pareto_k: float = Field(default=0.7, description="largest pareto_k there")
+    corrected_ess: PositiveFloat = Field(default=400.0, description="least effective sample size of verdict corrected")
+    corrected_pareto_k: float = Field(default=0.7, description="largest pareto_k of verdict corrected")
+
+    @model_validator(mode="after")
+    def _enough_proposals(self) -> InferSettings:
+        if self.proposals < 10 * self.draws:
+            raise ValueError(
+                f"infer.proposals ({self.proposals}) must be at least ten times infer.draws ({self.draws})"
+            )
+        return self
+
+
+class ValidateSettings(Settings):
+    """Stage `validate`: calibration on held-out simulations."""
+
+    simulations: Positive = Field(default=500, description="held-out simulations")
+    draws: Positive = Field(default=250, description="delivered draws for each")
+    proposals: Positive = Field(default=2_500, description="weighted draws of q for each; five times more where needed")
+    least_ess: PositiveFloat = Field(
+        default=100.0, description="least effective sample size with which a simulation is tested"
+    )
+
+
+class EmceeSettings(Settings):
+    """emcee's affine-invariant ensemble."""
+
+    enabled: bool = True
+    walkers: Positive = Field(default=64, description="walkers, started from weighted draws of q")
+    steps: Positive = Field(default=3_000, description="steps kept for each walker")
+    burn_in: Positive = Field(default=500, description="steps discarded first")
+
+
+class NautilusSettings(Settings):
+    """nautilus: importance nested sampling with neural bounds."""
+
+    enabled: bool = True
+    live_points: Positive = 1_000
+    effective_draws: Positive = Field(default=10_000, description="effective sample size at which it stops")
+
+
+class CompareSettings(Settings):
+    """Stage `compare`: baselines on the same likelihood and prior."""
+
+    emcee: EmceeSettings = EmceeSettings()
+    nautilus: NautilusSettings = NautilusSettings()
+    draws: Positive = Field(default=5_000, description="draws of each side in C2ST")
+    observations: Positive = Field(default=1, description="how many observations, from the first")
+
+
+class CaseSettings(Settings):
+    """A case: everything that `elboscope run` needs."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), populate_by_name=True
+    )
+
+    name: str = Field(default="", description="name of the run folder; default: the name of the YAML file")
+    title: str = Field(default="", description="title of the report")
+    seed: Annotated[int, Field(ge=0)] = Field(default=1, description="every random number is a function of it")
+    simulator: SimulatorSettings
+    observation: Path | None = Field(
+        default=None, description="observed data: our HDF5, or what the simulator reads; relative to this file"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")
+    threads: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="CPU threads of torch; 0: one a core. Part of bit-for-bit reproduction"
+    )
+    simulate: SimulateSettings = SimulateSettings()
+    train: TrainSettings = TrainSettings()
+    infer: InferSettings = InferSettings()
+    validation: ValidateSettings = Field(default=ValidateSettings(), alias="validate")
+    compare: CompareSettings = CompareSettings()
+
+    def dump(self, *include: str) -> dict[str, Any]:
+        """Plain JSON values, by the names used in YAML; `include` keeps only those blocks."""
+        values = self.model_dump(mode="json", by_alias=True)
+        return {k: values[k] for k in include} if include else values

@@ -1,0 +1,105 @@
+"""The models themselves: frozen, dumped by the names of YAML, and every field is read somewhere."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config import _model_in
+from pipeline.settings import CaseSettings, PhaseSettings
+from pipeline.training.auto import share_out
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAST = {"simulator": {"name": "linear_gaussian"}}
+
+
+def blocks(
+    model: type[BaseModel] = CaseSettings, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], type[BaseModel]]]:
+    """Every block of settings with its place in the YAML, depth first."""
+    yield path, model
+    for name, field in model.model_fields.items():
+        inner = _model_in(field.annotation)
+        if inner is not None:
+            here = (*path, field.alias or name)
+            yield from blocks(inner, (*here, "0") if inner is PhaseSettings else here)
+
+
+# ------------------------------------------------------------ frozen, and dumped by the names of YAML
+
+
+@pytest.mark.parametrize(
+    ("path", "model"), list(blocks()), ids=lambda v: ".".join(v) or "top" if isinstance(v, tuple) else ""
+)
+def test_settings_are_frozen(path: tuple[str, ...], model: type[BaseModel]) -> None:
+    instance: Any = CaseSettings.model_validate(LEAST | {"train": {"phases": [{"objective": "elbo", "steps": 5}]}})
+    for part in path:
+        instance = (
+            instance[int(part)] if part.isdigit() else getattr(instance, "validation" if part == "validate" else part)
+        )
+    assert isinstance(instance, model)
+    name = next(iter(model.model_fields))
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(instance, name, getattr(instance, name))
+
+
+def test_dump_is_by_the_names_of_yaml_and_by_block() -> None:
+    case = CaseSettings.model_validate(LEAST)
+    assert "validate" in case.dump()
+    assert "validation" not in case.dump()
+    assert set(case.dump("seed", "validate")) == {"seed", "validate"}
+    json.dumps(case.dump())
+
+
+# ------------------------------------------------------------ steps, shared among the phases
+
+
+def phases(*steps: int) -> tuple[PhaseSettings, ...]:
+    return tuple(PhaseSettings(objective="elbo", steps=n) for n in steps)
+
+
+@pytest.mark.parametrize(
+    ("given", "total", "expected"),
+    [
+        ((6000, 1000), 700, (600, 100)),
+        ((6000, 1000), 14_000, (12_000, 2000)),
+        ((1, 1, 1), 10, (3, 4, 3)),
+        ((1000, 1000, 1000, 1), 50, (17, 16, 17, 1)),  # none is left out
+    ],
+)
+def test_steps_are_shared_among_the_phases(given: tuple[int, ...], total: int, expected: tuple[int, ...]) -> None:
+    scheduled = share_out(phases(*given), total)
+    assert tuple(p.steps for p in scheduled) == expected
+    assert all(p.objective == "elbo" for p in scheduled)
+
+
+def test_shared_steps_add_up() -> None:
+    for total in range(7, 60):
+        for given in ((3, 5, 7), (1, 2, 3, 4), (6000, 1000)):
+            steps = [p.steps for p in share_out(phases(*given), total)]
+            assert sum(steps) == total
+            assert all(abs(n - g * total / sum(given)) <= 1 for n, g in zip(steps, given, strict=True))
+
+
+# ------------------------------------------------------------ every field is read
+
+
+def attributes_read() -> set[str]:
+    """Names that the code reads as attributes, settings.py left out."""
+    found: set[str] = set()
+    for path in set((ROOT / "pipeline").rglob("*.py")) - {ROOT / "pipeline/settings.py"}:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
+    return found
+
+
+def test_every_field_is_read_somewhere() -> None:
+    read = attributes_read()
+    unread = [".".join((*path, name)) for path, model in blocks() for name in model.model_fields if name not in read]
+    assert unread == []
