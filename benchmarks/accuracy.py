@@ -252,7 +252,10 @@ def measure(
 def means() -> list[tuple[dict[str, str], float, float, str]]:
     """For each trained network: what it was, mean C2ST of raw and of certified draws, and its verdicts."""
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    for row in rows_done():
+    schedules = list(SCHEDULES)
+    for row in sorted(
+        rows_done(), key=lambda r: (TASKS.index(r["task"]), int(r["simulations"]), schedules.index(r["schedule"]))
+    ):
         groups.setdefault(tuple(row[k] for k in KEY), []).append(row)
     result = []
     for rows in groups.values():
@@ -265,15 +268,15 @@ def means() -> list[tuple[dict[str, str], float, float, str]]:
 def summary() -> str:
     """Means over observations, as a Markdown table."""
     lines = [
-        "| task | schedule | simulations | training, s | C2ST raw | C2ST certified | verdicts |",
-        "|---|---|---|---|---|---|---|",
+        "| task | schedule | simulations | draws | training, s | C2ST raw | C2ST certified | verdicts |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row, raw, certified, verdicts in means():
         online = "fresh" if row["simulations"] == "0" else row["simulations"]
         seconds = f"{float(row['train_cpu_s']):.0f}"
         of_certified = "" if math.isnan(certified) else f"{certified:.3f}"
         lines.append(
-            f"| {row['task']} | {row['schedule']} | {online} | {seconds} | {raw:.3f} | {of_certified} | {verdicts} |"
+            f"| {row['task']} | {row['schedule']} | {online} | {int(row['draws']):,} | {seconds} | {raw:.3f} | {of_certified} | {verdicts} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -315,8 +318,11 @@ def draw_scarce(path: Path) -> None:
     if not curves:
         return
     with house_style():
-        figure = new_figure(WIDTH_IN, 3.2 * math.ceil(len(curves) / 2))
-        grid = figure.subplots(math.ceil(len(curves) / 2), 2, squeeze=False, sharex=True, sharey=True).flat
+        columns = min(2, len(curves))
+        figure = new_figure(WIDTH_IN, 3.2 * math.ceil(len(curves) / columns))
+        grid = list(figure.subplots(math.ceil(len(curves) / columns), columns, squeeze=False, sharey=True).flat)
+        for axis in grid[len(curves) :]:
+            axis.set_axis_off()
         for axis, (task, schedules) in zip(grid, curves.items(), strict=False):
             for schedule in (s for s in SCHEDULES if s in schedules):
                 counts = sorted(schedules[schedule])
