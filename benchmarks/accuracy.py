@@ -76,7 +76,7 @@ SCHEDULES: dict[str, str] = {
     "wake": "{objective: wake, steps: 1000, draws: 16, prior_share: 0.25, RATE}",
     "forward_kl+elbo": "{objective: forward_kl, steps: 500, RATE}, {objective: elbo, steps: 500, learning_rate: 1.0e-3}",
 }
-"""Phases in YAML; RATE is the learning rate and batch with which forward_kl does best, see `case_of`."""
+"""Phases in YAML; RATE is learning rate and batch, see `case_of`."""
 
 
 @dataclass(frozen=True)

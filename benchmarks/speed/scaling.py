@@ -22,9 +22,6 @@ from simulators.priors import prior_of
 from simulators.protocol import Simulator, log_likelihood
 from simulators.registry import create
 
-BLOCK = 65_536
-"""Points drawn at once, as `pipeline.estimators.posterior` has it."""
-
 
 def scaling_rows(calls: Sequence[Call], sizes: Sequence[dict[str, Any]], what: str, repeat: int) -> list[Row]:
     """One row a size; ratio to the first."""
@@ -81,20 +78,9 @@ def elbo_step(simulator: Simulator, rows: TrainingSet, draws: int) -> Call:
 
 
 def sampling(network: PosteriorNetwork, rows: TrainingSet, draws: int) -> Call:
-    """theta (K, N, D) and log_q (K, N), at most BLOCK points at once."""
+    """theta (K, N, D) and log_q (K, N)."""
     stream = generator(1, "speed")
-    at_once = max(1, BLOCK // len(rows))
-
-    @torch.no_grad()
-    def call() -> list[Tensor]:
-        condition = network.condition(rows.inputs)
-        parts = [
-            network.draw(condition, min(at_once, draws - start), generator=stream, dtype=torch.float64)
-            for start in range(0, draws, at_once)
-        ]
-        return [torch.cat(p) for p in zip(*parts, strict=True)]
-
-    return call
+    return torch.no_grad()(lambda: network.draw_in_blocks(network.condition(rows.inputs), draws, generator=stream))
 
 
 def scaling(repeat: int) -> list[Row]:

@@ -24,6 +24,9 @@ from pipeline.settings import EmbeddingSettings, FlowSettings
 from simulators.priors import prior_of
 from simulators.protocol import Simulator, network_features, pilot_of
 
+BLOCK = 65_536
+"""Points that go through the flow at once where there may be many: bounds memory."""
+
 
 class NetworkInput(NamedTuple):
     """What the network reads of N observations: features (N, F), pilot location and scale (N, D)."""
@@ -145,6 +148,22 @@ class PosteriorNetwork(nn.Module):
         v = condition.location.to(dtype) + condition.scale.to(dtype) * self.shift.to(dtype) + scale * u
         theta, log_det = self.support.to_theta(v)
         return theta, log_q.to(dtype) - log_det - scale.log().sum(-1)
+
+    def draw_in_blocks(
+        self,
+        condition: Condition,
+        draws: int,
+        *,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        """`draw` in float64 for many draws, at most BLOCK points at once: theta (K, N, D) and log_q (K, N)."""
+        block = max(1, BLOCK // len(condition.context))
+        parts = [
+            self.draw(condition, min(block, draws - k), generator=generator, dtype=torch.float64)
+            for k in range(0, max(draws, 1), block)
+        ]
+        theta, log_q = (torch.cat(p) for p in zip(*parts, strict=True))
+        return theta, log_q
 
     def log_q(self, theta: Tensor, condition: Condition, *, base_scale: float = 1.0) -> Tensor:
         """log q(theta given x), theta (..., N, D) -> (..., N), in the dtype of theta."""

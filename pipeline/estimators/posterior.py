@@ -14,16 +14,13 @@ from torch.distributions import Distribution
 from pipeline.config import build_simulator, case_from_values
 from pipeline.errors import InputError
 from pipeline.estimators.importance import Evidence, summarize
-from pipeline.estimators.network import Condition, PosteriorNetwork, network_input
+from pipeline.estimators.network import BLOCK, Condition, PosteriorNetwork, network_input
 from pipeline.estimators.proposal import Amortized, weigh
 from pipeline.schema import SCHEMA, SETTINGS, STAGE
 from pipeline.settings import CaseSettings
 from pipeline.store import read_safetensors, write_safetensors
 from simulators.priors import IndependentPrior, prior_of, to_device
 from simulators.protocol import Data, Simulator, feature_shape
-
-BLOCK = 65_536
-"""Points that go through the flow at once: bounds memory."""
 
 
 class Posterior:
@@ -85,12 +82,8 @@ class Posterior:
         if generator is None:
             seed = int(torch.randint(2**62, ()))
             generator = torch.Generator(self.device).manual_seed(seed)
-        count, block = int(torch.Size(sample_shape).numel()), max(1, BLOCK // len(condition.context))
-        parts = [
-            self.network.draw(condition, min(block, count - k), generator=generator, dtype=torch.float64)
-            for k in range(0, max(count, 1), block)
-        ]
-        theta, log_q = (torch.cat(p) for p in zip(*parts, strict=True))
+        count = int(torch.Size(sample_shape).numel())
+        theta, log_q = self.network.draw_in_blocks(condition, count, generator=generator)
         return theta.reshape(*sample_shape, *theta.shape[1:]), log_q.reshape(*sample_shape, log_q.shape[1])
 
     def sample(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pipeline.estimators.importance import WeightedDraws
-from pipeline.estimators.network import Condition, PosteriorNetwork
+from pipeline.estimators.network import BLOCK, Condition, PosteriorNetwork
 from simulators.protocol import Simulator, log_likelihood
 
 
@@ -94,7 +94,7 @@ def weigh(
     *,
     draws: int,
     generator: torch.Generator,
-    batch: int = 65_536,
+    batch: int = BLOCK,
     advance: Callable[[int], None] | None = None,
 ) -> WeightedDraws:
     """Draw from `proposal` and evaluate likelihood and prior, at most `batch` points at once.

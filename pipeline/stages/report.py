@@ -444,5 +444,5 @@ def _warnings(
             f"{header['refused']} draws met in training had no finite likelihood or prior: no weight, no gradient."
         )
     if int(header.get("skipped", "0")):
-        found.append(f"{header['skipped']} training steps had a gradient that was not finite, which was left out.")
+        found.append(f"{header['skipped']} training steps had a gradient that was not finite, and were left out.")
     return found

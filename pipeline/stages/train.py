@@ -62,7 +62,7 @@ def train(run: Run) -> Path:
     if trained.refused:
         console.print(f"train: {trained.refused} draws had no finite likelihood or prior: no weight, no gradient")
     if trained.skipped:
-        console.print(f"train: {trained.skipped} steps had a gradient that was not finite, which was left out")
+        console.print(f"train: {trained.skipped} steps had a gradient that was not finite, and were left out")
     final = next(o for o in reversed(trained.phases) if o.kept).after
     names = ("forward_log_q", "elbo", "ess_fraction")
     figures = ", ".join(f"{n} {final[f'held_out_{n}']:.3f}" for n in names if f"held_out_{n}" in final)

@@ -27,8 +27,6 @@ DRAWS, OBSERVATIONS = 256, 250
 a proposal restricts theta, so are the draws: they say how much of q lies inside."""
 MORE_REFUSED = 0.01
 """By how much a phase may raise the share of draws that have no weight."""
-BLOCK = 65_536
-"""Draws evaluated at once: bounds memory."""
 
 Figures = dict[str, float]
 
@@ -60,7 +58,7 @@ def held_out_figures(
     stream = generator(seed, "train-held-out", device=held_out.theta.device)
     restricted = proposal is not None and proposal is not prior
     some = held_out if restricted else held_out.rows(slice(OBSERVATIONS))
-    theta, draws_log_q = _draw(network, network.condition(some.inputs), stream)
+    theta, draws_log_q = network.draw_in_blocks(network.condition(some.inputs), DRAWS, generator=stream)
     if proposal is not None and restricted:
         inside = proposal.log_prob(theta).isfinite().double().mean(0)
         log_q = log_q - inside.clamp_min(0.5 / DRAWS).log()
@@ -85,18 +83,6 @@ def held_out_figures(
     figures["held_out_ess_fraction"] = float(ess.mean())
     figures["held_out_ess_fraction_median"] = float(ess.median())
     return figures
-
-
-def _draw(network: PosteriorNetwork, condition: tuple[Tensor, ...], stream: torch.Generator) -> tuple[Tensor, Tensor]:
-    """DRAWS draws for each row in float64, in blocks."""
-    rows = len(condition[0])
-    step = max(1, BLOCK // rows)
-    parts = [
-        network.draw(condition, min(step, DRAWS - k), generator=stream, dtype=torch.float64)  # pyright: ignore[reportArgumentType]
-        for k in range(0, DRAWS, step)
-    ]
-    theta, log_q = (torch.cat(p) for p in zip(*parts, strict=True))
-    return theta, log_q
 
 
 def criterion_of(phase: PhaseSettings, settings: GuardSettings, *, has_likelihood: bool) -> str:

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config import _model_in
 from pipeline.settings import CaseSettings, PhaseSettings
-from pipeline.training.auto import share_out
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST = {"simulator": {"name": "linear_gaussian"}}
@@ -55,36 +54,6 @@ def test_dump_is_by_the_names_of_yaml_and_by_block() -> None:
     assert "validation" not in case.dump()
     assert set(case.dump("seed", "validate")) == {"seed", "validate"}
     json.dumps(case.dump())
-
-
-# ------------------------------------------------------------ steps, shared among the phases
-
-
-def phases(*steps: int) -> tuple[PhaseSettings, ...]:
-    return tuple(PhaseSettings(objective="elbo", steps=n) for n in steps)
-
-
-@pytest.mark.parametrize(
-    ("given", "total", "expected"),
-    [
-        ((6000, 1000), 700, (600, 100)),
-        ((6000, 1000), 14_000, (12_000, 2000)),
-        ((1, 1, 1), 10, (3, 4, 3)),
-        ((1000, 1000, 1000, 1), 50, (17, 16, 17, 1)),  # none is left out
-    ],
-)
-def test_steps_are_shared_among_the_phases(given: tuple[int, ...], total: int, expected: tuple[int, ...]) -> None:
-    scheduled = share_out(phases(*given), total)
-    assert tuple(p.steps for p in scheduled) == expected
-    assert all(p.objective == "elbo" for p in scheduled)
-
-
-def test_shared_steps_add_up() -> None:
-    for total in range(7, 60):
-        for given in ((3, 5, 7), (1, 2, 3, 4), (6000, 1000)):
-            steps = [p.steps for p in share_out(phases(*given), total)]
-            assert sum(steps) == total
-            assert all(abs(n - g * total / sum(given)) <= 1 for n, g in zip(steps, given, strict=True))
 
 
 # ------------------------------------------------------------ every field is read

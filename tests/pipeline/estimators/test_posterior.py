@@ -202,7 +202,8 @@ def test_points_go_through_the_flow_in_blocks(posterior: Posterior, monkeypatch:
         return to_noise(u, context)
 
     monkeypatch.setattr(posterior.network.flow, "to_noise", watched)
-    monkeypatch.setattr("pipeline.estimators.posterior.BLOCK", 12)
+    for module in ("network", "posterior"):
+        monkeypatch.setattr(f"pipeline.estimators.{module}.BLOCK", 12)
     torch.testing.assert_close(posterior.log_prob(theta, x), log_q, rtol=0, atol=1e-3)
     assert max(largest) == 12
     assert len(largest) == 4
