@@ -15,13 +15,45 @@ console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 Advance = Callable[..., None]
 
 
+_live: list[Progress] = []
+
+
 @contextmanager
 def progress_bar(description: str, total: int, *, completed: int = 0, safe: bool = True) -> Iterator[Advance]:
     """A bar on the terminal; yields `advance(count, note=None, total=None)`.
 
-    Nothing is drawn where the output is not a terminal. Every call of `advance` is a
-    safe point unless `safe` is false: a signal that has come stops the run there.
+    A bar within another is a line below it, which goes when it ends. Nothing is drawn where the output is not a
+    terminal. Every call of `advance` is a safe point unless `safe` is false: a signal that has come stops the run
+    there.
     """
+    with _display() as bar:
+        inner = len(_live) > 1
+        task = bar.add_task(description, total=total, completed=completed, note="")
+
+        def advance(count: int = 1, note: str | None = None, total: int | None = None) -> None:
+            bar.update(task, advance=count, total=total)
+            if note is not None:
+                bar.update(task, note=note)
+            if safe:
+                stop_if_asked()
+
+        try:
+            yield advance
+        finally:
+            if inner:
+                bar.remove_task(task)
+
+
+@contextmanager
+def _display() -> Iterator[Progress]:
+    """The display that is up already, or a new one: rich allows one at a time."""
+    if _live:
+        _live.append(_live[0])
+        try:
+            yield _live[0]
+        finally:
+            _live.pop()
+        return
     bar = Progress(
         TextColumn("{task.description:<12}"),
         BarColumn(bar_width=24),
@@ -33,14 +65,9 @@ def progress_bar(description: str, total: int, *, completed: int = 0, safe: bool
         console=console,
         disable=not console.is_terminal,
     )
-    with bar:
-        task = bar.add_task(description, total=total, completed=completed, note="")
-
-        def advance(count: int = 1, note: str | None = None, total: int | None = None) -> None:
-            bar.update(task, advance=count, total=total)
-            if note is not None:
-                bar.update(task, note=note)
-            if safe:
-                stop_if_asked()
-
-        yield advance
+    _live.append(bar)
+    try:
+        with bar:
+            yield bar
+    finally:
+        _live.pop()

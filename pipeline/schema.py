@@ -11,7 +11,7 @@ inference.h5, netCDF-4/HDF5, one variable a name below:
 
     posterior           one variable a parameter          (chain, draw, observation)
     proposal            one variable a parameter, and log_q, log_joint, log_weight, log_likelihood
-                                                          (proposal_draw, observation)
+                        (proposal_draw, observation); padded with NaN; absent for large catalogues
     certificate         CERTIFICATE, a value each         (observation)
     observed_data       /x of the observations            (observation, ...)
 
@@ -41,6 +41,7 @@ CERTIFICATE: dict[str, str] = {
     "kl_gap": "log_evidence - elbo = KL( q || posterior ), nats",
     "ess_fraction": "effective sample size of the weights over the number of draws",
     "pareto_k": "shape of the tail of the weights (PSIS)",
+    "proposals": "weighted draws behind these figures",
     "refused": "draws whose weight was zero or not a number",
     "likelihood_calls": "values of theta at which the likelihood was evaluated for this observation",
     "repeated_fraction": "share of delivered draws that repeat another one",
@@ -50,8 +51,14 @@ CERTIFICATE: dict[str, str] = {
     "amortized_log_evidence_error": "its standard error, nats",
     "amortized_ess_fraction": "ess_fraction of the amortized q",
     "amortized_pareto_k": "pareto_k of the amortized q",
+    "r_hat": "largest rank-normalised R-hat of the Markov chains; NaN where nothing was sampled",
+    "typicality": "probability that a simulated observation lies as far from the others as this one",
+    "predictive": "two-sided probability of replicated data under the posterior: log likelihood as far out as the observed",
 }
-"""Numbers of a certificate, and what each means. Beside them stands `verdict`, one of VERDICTS."""
+"""Numbers of a certificate, and what each means. Beside them stand `verdict`, one of VERDICTS, `note`, and `atypical`, 0 or 1."""
+
+PREDICTIVE = "predictive_"
+"""What the p-value of a data observable's own posterior predictive check begins with."""
 
 VERDICTS: dict[str, str] = {
     "exact": "the weights are good: the delivered draws are the posterior up to Monte Carlo error",

@@ -232,6 +232,7 @@ class RefineSettings(Settings):
     )
     wide_share: Fraction = Field(default=0.1, description="share of the amortized q with widened tails in that mixture")
     wide_scale: PositiveFloat = Field(default=1.5, description="factor by which those tails are widened")
+    together: Positive = Field(default=16, description="observations refined at once; on a GPU more pay")
 
     @model_validator(mode="after")
     def _room_for_the_refined(self) -> RefineSettings:
@@ -240,12 +241,29 @@ class RefineSettings(Settings):
         return self
 
 
+class SampleSettings(Settings):
+    """The last rung: MCMC on one observation, started from its weighted draws."""
+
+    when: Literal["auto", "never"] = Field(default="auto", description="auto: where every other rung failed")
+    walkers: Positive = Field(default=64, description="walkers of emcee's ensemble")
+    steps: Positive = Field(default=4_000, description="steps kept for each walker")
+    burn_in: Positive = Field(default=1_000, description="steps discarded first")
+
+
 class InferSettings(Settings):
     """Stage `infer`: posteriors and certificates."""
 
     draws: Positive = Field(default=2_000, description="equally weighted draws delivered for each observation")
-    proposals: Positive = Field(default=20_000, description="draws of q that are weighted, at least ten times `draws`")
+    proposals: Positive | None = Field(
+        default=None,
+        description="draws of q that are weighted for each observation, at least ten times `draws`; default: ten times",
+    )
+    equal_proposals: Positive | None = Field(
+        default=None,
+        description="so many are weighted first, and no more where the weights are nearly equal; default: twice `draws`",
+    )
     refine: RefineSettings = RefineSettings()
+    sample: SampleSettings = SampleSettings()
     exact_ess_fraction: Fraction = Field(default=0.5, description="least ess_fraction of verdict exact or refined")
     exact_pareto_k: float = Field(default=0.5, description="largest pareto_k of verdict exact or refined")
     equal_ess_fraction: Fraction = Field(
@@ -254,12 +272,39 @@ class InferSettings(Settings):
     equal_pareto_k: float = Field(default=0.7, description="largest pareto_k there")
     corrected_ess: PositiveFloat = Field(default=400.0, description="least effective sample size of verdict corrected")
     corrected_pareto_k: float = Field(default=0.7, description="largest pareto_k of verdict corrected")
+    defensive_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="share of draws taken from `defensive` instead of q, which bounds the weights at 1 / share; 0: none",
+    )
+    defensive: Literal["wide", "prior"] = Field(
+        default="wide", description="wide: q with its base distribution widened by refine.wide_scale; prior: the prior"
+    )
+    predictive_draws: Annotated[int, Field(ge=0)] = Field(
+        default=1_000,
+        description="replicated data for the posterior predictive check of each observation; 0: no check",
+    )
+    atypical_below: Fraction = Field(
+        default=0.01, description="probability at which an observation unlike the simulations is flagged"
+    )
+    memory_gb: PositiveFloat = Field(default=0.5, description="bound of what draws and weights of a part take")
+    store_proposals: Literal["auto", "always", "never"] = Field(
+        default="auto", description="weighted draws in the output; auto: for up to 100 observations"
+    )
+
+    @property
+    def most_proposals(self) -> int:
+        """Weighted draws where weights are not nearly equal."""
+        return self.proposals or 10 * self.draws
 
     @model_validator(mode="after")
     def _enough_proposals(self) -> InferSettings:
-        if self.proposals < 10 * self.draws:
+        if self.most_proposals < 10 * self.draws:
             raise ValueError(
                 f"infer.proposals ({self.proposals}) must be at least ten times infer.draws ({self.draws})"
+            )
+        if self.equal_proposals is not None and self.equal_proposals < self.draws:
+            raise ValueError(
+                f"infer.equal_proposals ({self.equal_proposals}) must be at least infer.draws ({self.draws})"
             )
         return self
 

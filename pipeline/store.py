@@ -278,8 +278,17 @@ def is_data_file(path: Path) -> bool:
         return isinstance(file.get("x"), h5py.Group)
 
 
-def read_data(path: Path, *, observables: Sequence[Observable], parameters: Sequence[Parameter] = ()) -> DataSet:
-    """Read a data file whole, checked against what the simulator declares; units are converted.
+def read_data(
+    path: Path,
+    *,
+    observables: Sequence[Observable],
+    parameters: Sequence[Parameter] = (),
+    rows: slice = slice(None),
+) -> DataSet:
+    """Read a data file, checked against what the simulator declares; units are converted.
+
+    Args:
+        rows: which rows; all of them by default.
 
     Raises:
         InputError: names the first thing that does not fit: a missing dataset, a wrong shape or unit, NaN,
@@ -291,22 +300,23 @@ def read_data(path: Path, *, observables: Sequence[Observable], parameters: Sequ
             raise InputError(f"{path}: not an Elboscope data file (no group /x)")
         _check_virtual_sources(path, file)
         try:
-            x = {o.name: _read_observable(path, group, o) for o in observables}
-            theta = _read_theta(path, file, parameters) if parameters else None
-            raw_ids = _read_ids(path, file)
+            x = {o.name: _read_observable(path, group, o, rows) for o in observables}
+            theta = _read_theta(path, file, parameters, rows) if parameters else None
+            raw_ids = _read_ids(path, file, rows)
         except OSError as error:
             raise InputError(f"{path}: damaged: a checksum or a read failed ({error})") from None
     counts = {k: len(v) for k, v in x.items()}
-    rows = next(iter(counts.values()))
-    if len(set(counts.values())) > 1 or (theta is not None and len(theta) != rows):
+    count = next(iter(counts.values()))
+    if len(set(counts.values())) > 1 or (theta is not None and len(theta) != count):
         rows_of_theta = {} if theta is None else {"theta": len(theta)}
         raise InputError(f"{path}: datasets disagree on the number of rows: {counts | rows_of_theta}")
-    if rows == 0:
+    if count == 0:
         raise InputError(f"{path}: has no rows")
-    ids = raw_ids if raw_ids is not None else tuple(str(i) for i in range(rows))
-    if len(ids) != rows:
-        raise InputError(f"{path}: /id has {len(ids)} rows, /x has {rows}")
-    if len(set(ids)) < rows:
+    first = rows.start or 0
+    ids = raw_ids if raw_ids is not None else tuple(str(first + i) for i in range(count))
+    if len(ids) != count:
+        raise InputError(f"{path}: /id has {len(ids)} rows, /x has {count}")
+    if len(set(ids)) < count:
         raise InputError(f"{path}: /id: {next(i for i in ids if ids.count(i) > 1)!r} stands for more than one row")
     return DataSet(x, theta, ids)
 
@@ -327,19 +337,19 @@ def _check_virtual_sources(path: Path, file: h5py.File) -> None:
         )
 
 
-def _read_observable(path: Path, group: h5py.Group, observable: Observable) -> Tensor:
+def _read_observable(path: Path, group: h5py.Group, observable: Observable, rows: slice) -> Tensor:
     name = f"{path}: /x/{observable.name}"
     dataset = group.get(observable.name)
     if not isinstance(dataset, h5py.Dataset):
         raise InputError(f"{name} is missing (it has: {', '.join(group) or 'nothing'})")
     if "unit" not in dataset.attrs:
         raise InputError(f"{name}: no attribute 'unit'; expected one, such as {observable.unit!r}")
-    values = _read_numbers(dataset, observable.shape, name)
+    values = _read_numbers(dataset, observable.shape, name, rows)
     values = values * _conversion(dataset.attrs["unit"], observable.unit, name)
     return values if observable.dtype == "float64" else values.float()
 
 
-def _read_theta(path: Path, file: h5py.File, parameters: Sequence[Parameter]) -> Tensor:
+def _read_theta(path: Path, file: h5py.File, parameters: Sequence[Parameter], rows: slice) -> Tensor:
     name = f"{path}: /theta"
     dataset = file.get("theta")
     if not isinstance(dataset, h5py.Dataset):
@@ -348,7 +358,7 @@ def _read_theta(path: Path, file: h5py.File, parameters: Sequence[Parameter]) ->
     names = [_text(n) for n in np.atleast_1d(dataset.attrs.get("names", []))]
     if names != expected:
         raise InputError(f"{name} has parameters {names}, expected {expected}")
-    values = _read_numbers(dataset, (len(expected),), name)
+    values = _read_numbers(dataset, (len(expected),), name, rows)
     units = [_text(u) for u in np.atleast_1d(dataset.attrs.get("units", []))]
     if len(units) != len(expected):
         raise InputError(f"{name}: expected the attribute 'units' with {len(expected)} units, got {units}")
@@ -356,22 +366,22 @@ def _read_theta(path: Path, file: h5py.File, parameters: Sequence[Parameter]) ->
     return values * torch.tensor(factors, dtype=torch.float64)
 
 
-def _read_ids(path: Path, file: h5py.File) -> tuple[str, ...] | None:
+def _read_ids(path: Path, file: h5py.File, rows: slice) -> tuple[str, ...] | None:
     if "id" not in file:
         return None
     dataset = file["id"]
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1:
         raise InputError(f"{path}: /id: expected one identifier a row")
-    return tuple(_text(i) for i in dataset[:])
+    return tuple(_text(i) for i in dataset[rows])
 
 
-def _read_numbers(dataset: h5py.Dataset, shape: tuple[int, ...], name: str) -> Tensor:
-    """All rows in float64, finite."""
+def _read_numbers(dataset: h5py.Dataset, shape: tuple[int, ...], name: str, rows: slice) -> Tensor:
+    """Rows in float64, finite."""
     if dataset.dtype.kind not in "fiub":
         raise InputError(f"{name}: expected numbers, got {dataset.dtype}")
     if dataset.ndim != len(shape) + 1 or dataset.shape[1:] != shape:
         raise InputError(f"{name}: expected shape ({', '.join(map(str, ('N', *shape)))}), got {dataset.shape}")
-    values = torch.from_numpy(np.asarray(dataset[...], dtype=np.float64))
+    values = torch.from_numpy(np.asarray(dataset[rows], dtype=np.float64))
     bad = int((~torch.isfinite(values)).sum())
     if bad:
         raise InputError(f"{name}: {bad} of {values.numel()} values are NaN or infinite")

@@ -8,7 +8,7 @@ All in float64 and in log space. Shapes: (K, N), draws by observations.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -41,6 +41,14 @@ class WeightedDraws:
         """log_joint - log_q; NaN stays NaN and is counted by `refused`."""
         return self.log_joint - self.log_q
 
+    def rows(self, index: Tensor | slice) -> WeightedDraws:
+        """Some of the N observations."""
+        return WeightedDraws(*(getattr(self, f.name)[:, index] for f in fields(self)))
+
+    def and_then(self, more: WeightedDraws) -> WeightedDraws:
+        """These draws and more of the same observations."""
+        return WeightedDraws(*(torch.cat([getattr(self, f.name), getattr(more, f.name)]) for f in fields(self)))
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -55,6 +63,10 @@ class Evidence:
     ess_fraction: Tensor
     pareto_k: Tensor
     refused: Tensor
+
+    def rows(self, index: Tensor | slice) -> Evidence:
+        """Some of the N observations."""
+        return Evidence(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 def usable_log_weight(log_weight: Tensor) -> Tensor:

@@ -75,6 +75,8 @@ class PosteriorNetwork(nn.Module):
         shape: of the features of one observation, for embeddings with structure.
     """
 
+    refinable = True  # a copy of its flow can be trained further
+
     shift: Tensor
     width: Tensor
 

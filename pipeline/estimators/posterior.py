@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -14,13 +14,24 @@ from torch.distributions import Distribution
 from pipeline.config import build_simulator, case_from_values
 from pipeline.errors import InputError
 from pipeline.estimators.importance import Evidence, summarize
-from pipeline.estimators.network import BLOCK, Condition, PosteriorNetwork, network_input
+from pipeline.estimators.network import BLOCK, Condition, NetworkInput, PosteriorNetwork, network_input
 from pipeline.estimators.proposal import Amortized, weigh
+from pipeline.estimators.sbi_network import (
+    ARCHITECTURE,
+    PriorWithinSupport,
+    SbiNetwork,
+    architecture_from,
+    new_sbi_network,
+)
+from pipeline.estimators.typicality import PREFIX, Typicality
 from pipeline.schema import SCHEMA, SETTINGS, STAGE
 from pipeline.settings import CaseSettings
 from pipeline.store import read_safetensors, write_safetensors
 from simulators.priors import IndependentPrior, prior_of, to_device
 from simulators.protocol import Data, Simulator, feature_shape
+
+if TYPE_CHECKING:
+    from pipeline.estimators.weighted_posterior import WeightedPosterior
 
 
 class Posterior:
@@ -33,14 +44,25 @@ class Posterior:
     Args:
         case: settings of the run that trained it.
         simulator: its physics model.
-        network: its trained network.
+        network: its trained network, or one of sbi.
+        typicality_model: the simulations as the network sees them; None where they were not kept.
     """
 
-    def __init__(self, case: CaseSettings, simulator: Simulator, network: PosteriorNetwork) -> None:
-        self.case, self.simulator = case, simulator
+    def __init__(
+        self,
+        case: CaseSettings,
+        simulator: Simulator,
+        network: PosteriorNetwork | SbiNetwork,
+        *,
+        typicality_model: Typicality | None = None,
+    ) -> None:
+        self.case, self.simulator, self.typicality_model = case, simulator, typicality_model
         self.device = next(network.parameters()).device
-        self.network = network.eval().requires_grad_(False)
+        # an SbiNetwork offers what draws and densities need, and says by `refinable` that it has no more
+        self.network = cast(PosteriorNetwork, network.eval().requires_grad_(False))
         self.prior: Distribution = to_device(prior_of(simulator), self.device)
+        if isinstance(network, SbiNetwork) and not isinstance(self.prior, IndependentPrior):
+            self.prior = PriorWithinSupport(self.prior)
         self.parameters = tuple(p.name for p in simulator.parameters)
 
     def data(self, x: Mapping[str, Tensor] | Tensor) -> Data:
@@ -51,6 +73,9 @@ class Posterior:
         """
         if not isinstance(x, Tensor):
             return {o.name: torch.as_tensor(x[o.name]).to(self.device) for o in self.simulator.observables}
+        only = self.simulator.observables[0] if len(self.simulator.observables) == 1 else None
+        if only is not None and tuple(x.shape) in (only.shape, (len(x), *only.shape)):  # an image, say, as sbi keeps it
+            return {only.name: x.reshape(-1, *only.shape).to(self.device)}
         packed = x if x.dim() > 1 else x[None]
         sizes = [int(torch.Size(o.shape).numel()) for o in self.simulator.observables]
         if packed.shape[1] != sum(sizes):
@@ -61,13 +86,35 @@ class Posterior:
     @torch.no_grad()
     def condition(self, x: Mapping[str, Tensor] | Tensor) -> Condition:
         """Embedding and pilot of x, once for all draws."""
-        inputs = network_input(self.simulator, self.data(x))
+        if isinstance(self.network, SbiNetwork):
+            return self.network.condition(self.network.read(self.simulator, self.data(x)))
+        return self.network.condition(self._inputs(self.data(x)))
+
+    def _inputs(self, x: Data) -> NetworkInput:
+        """What our own network reads of x: features and pilot.
+
+        Raises:
+            InputError: the simulator gives another number of features than the network was trained on.
+        """
+        inputs = network_input(self.simulator, x)
         given, expected = inputs.features.shape[1], self.network.embedding.features
         if given != expected:
             raise InputError(
                 f"simulator {self.simulator.name!r} gives {given} features of x, the posterior was trained on {expected}: its options differ"
             )
-        return self.network.condition(inputs)
+        return inputs
+
+    @torch.no_grad()
+    def typicality(self, x: Mapping[str, Tensor] | Tensor) -> Tensor:
+        """Probability that a simulation from the training proposal lies as far from the others as x, (N,), float64.
+
+        NaN where the model file holds no simulations (`typicality_model` is None).
+        """
+        data = self.data(x)
+        if self.typicality_model is None:
+            rows = len(next(iter(data.values())))
+            return torch.full((rows,), torch.nan, dtype=torch.float64, device=self.device)
+        return self.typicality_model.p_value(self.network, self._inputs(data))
 
     @torch.no_grad()
     def sample_and_log_prob(
@@ -106,17 +153,27 @@ class Posterior:
     def log_prob(self, theta: Tensor, x: Mapping[str, Tensor] | Tensor) -> Tensor:
         """log q(theta given x): theta (..., N, D) with N observations gives (..., N); -inf outside the prior.
 
-        With one observation, theta may be (B, D) and gives (B,), as sbi has it.
+        With one observation, theta may be (B, D) or (D,) and gives (B,) or (1,), as sbi has it.
         """
         condition = self.condition(x)
-        theta = theta.to(self.device).double()
-        single = len(condition.context) == 1 and theta.dim() == 2
-        points = theta[:, None, :] if single else theta
+        points, single = density_points(theta.to(self.device).double(), len(condition.context))
         flat = points.reshape(-1, *points.shape[-2:])
         block = max(1, BLOCK // flat.shape[1])
         log_q = torch.cat([self.network.log_q(part, condition) for part in flat.split(block)]).view(points.shape[:-1])
         log_q = torch.where(_inside(self.prior, points), log_q, -torch.inf)
         return log_q[:, 0] if single else log_q
+
+    def potential(self, theta: Tensor, x: Mapping[str, Tensor] | Tensor) -> Tensor:
+        """`log_prob`, by the name under which sbi's `get_nltp` asks for it."""
+        return self.log_prob(theta, x)
+
+    def weighted(
+        self, *, proposals: int | None = None, least_ess: float = 100.0, prior: Distribution | None = None
+    ) -> WeightedPosterior:
+        """The posterior as it is delivered: draws of q, resampled by their weights; see `WeightedPosterior`."""
+        from pipeline.estimators.weighted_posterior import WeightedPosterior
+
+        return WeightedPosterior(self, proposals=proposals, least_ess=least_ess, prior=prior)
 
     def certificate(self, x: Mapping[str, Tensor] | Tensor, *, proposals: int = 20_000, seed: int = 0) -> Evidence:
         """Evidence, ELBO, gap and effective sample size of q itself, without repair, (N,) each."""
@@ -126,15 +183,27 @@ class Posterior:
         return summarize(weigh(proposal, self.simulator, self.prior, data, draws=proposals, generator=generator))
 
     def save(self, path: Path, *, attributes: Mapping[str, Any]) -> None:
-        """Write safetensors: weights, and settings as JSON in the header."""
+        """Write safetensors: weights, and settings as JSON in the header.
+
+        Raises:
+            InputError: a network of sbi.
+        """
+        if isinstance(self.network, SbiNetwork):
+            raise InputError(f"{path}: a network of sbi is written by pipeline.save_sbi, which states how it was built")
         metadata = {
-            "features": self.network.embedding.features,
-            "parameters": json.dumps(self.parameters),
-            "observables": _observables(self.simulator),
+            **file_header(self.simulator, self.network.embedding.features),
             **attributes,
             SETTINGS: json.dumps(self.case.dump(), sort_keys=True),
         }
-        write_safetensors(path, self.network.state_dict(), metadata)
+        simulations = {} if self.typicality_model is None else self.typicality_model.state()
+        write_safetensors(path, self.network.state_dict() | simulations, metadata)
+
+
+def density_points(theta: Tensor, observations: int) -> tuple[Tensor, bool]:
+    """theta as (..., N, D), and whether it came without N, which one observation allows: (B, D), or (D,) for B = 1."""
+    theta = torch.atleast_2d(theta)
+    single = observations == 1 and theta.dim() == 2
+    return (theta[:, None, :] if single else theta), single
 
 
 def _inside(prior: Distribution, theta: Tensor) -> Tensor:
@@ -143,6 +212,12 @@ def _inside(prior: Distribution, theta: Tensor) -> Tensor:
         return prior.log_prob(theta) > -torch.inf
     support: Any = prior.support
     return support.check(theta)
+
+
+def file_header(simulator: Simulator, features: int) -> dict[str, Any]:
+    """What a model file says of the simulator that it was trained for; `features`: numbers that its network reads."""
+    names = json.dumps([p.name for p in simulator.parameters])
+    return {"features": features, "parameters": names, "observables": _observables(simulator)}
 
 
 def _observables(simulator: Simulator) -> str:
@@ -165,7 +240,7 @@ def new_network(case: CaseSettings, simulator: Simulator, features: int) -> Post
 def load_posterior(
     path: str | Path, *, case: CaseSettings | None = None, device: str | torch.device = "cpu"
 ) -> Posterior:
-    """Read `posterior.safetensors`. Nothing in it is executed.
+    """Read `posterior.safetensors`, or what `save_sbi` wrote. Nothing in it is executed.
 
     Args:
         case: settings that name the simulator; needed where it is the user's own file, which is run only
@@ -176,7 +251,7 @@ def load_posterior(
     """
     path = Path(path)
     tensors, header = read_safetensors(path)
-    if header.get("schema") != SCHEMA or header.get(STAGE) != "train":
+    if header.get("schema") != SCHEMA or header.get(STAGE) not in ("train", "sbi"):
         raise InputError(f"{path}: not a posterior trained by Elboscope")
     stored = case_from_values(json.loads(header[SETTINGS]), str(path))
     if case is None and stored.simulator.path is not None:
@@ -191,9 +266,33 @@ def load_posterior(
         raise InputError(
             f"{path}: trained for observables {header['observables']}, the simulator has {_observables(simulator)}"
         )
-    network = new_network(stored, simulator, int(header["features"]))
+    features = int(header["features"])
+    if header[STAGE] == "sbi":
+        architecture = architecture_from(_json_object(header.get(ARCHITECTURE, ""), path), str(path))
+        network = new_sbi_network(architecture, dimension=len(names), features=features)
+    else:
+        network = new_network(stored, simulator, features)
+    weights = {k: v for k, v in tensors.items() if not k.startswith(PREFIX)}
     try:
-        network.load_state_dict(tensors)
+        network.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"{path}: weights do not fit its settings ({str(error).splitlines()[0]})") from None
-    return Posterior(stored, simulator, network.to(device))
+    typicality = Typicality.from_state(tensors, device=device) if len(weights) < len(tensors) else None
+    return Posterior(stored, simulator, network.to(device), typicality_model=typicality)
+
+
+def _json_object(text: str, path: Path) -> dict[str, Any]:
+    """A JSON object in the header of a model file.
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(
+            f"{path}: expected JSON of how its sbi network was built, in the header under {ARCHITECTURE!r}"
+        )
+    return value

@@ -1,6 +1,7 @@
 r"""Distributions of theta given one block of observations, from which draws are weighted.
 
 Amortized    q(theta|x)
+Defensive    p(theta), which bounds the weights of a mixture that holds it
 Mixture      sum_j a_j q_j(theta|x)
 """
 
@@ -17,6 +18,7 @@ from torch.distributions import Distribution
 
 from pipeline.estimators.importance import WeightedDraws
 from pipeline.estimators.network import BLOCK, Condition, PosteriorNetwork
+from simulators.priors import sample
 from simulators.protocol import Simulator, log_likelihood
 
 
@@ -51,6 +53,24 @@ class Amortized:
 
     def log_q(self, theta: Tensor) -> Tensor:
         return self.network.log_q(theta.double(), self.condition, base_scale=self.base_scale)
+
+
+@dataclass(frozen=True)
+class Defensive:
+    r"""The prior p(theta) for each of `rows` observations.
+
+    In a mixture with share a no weight exceeds $p(x|\theta) / a$ (Hesterberg 1995, https://doi.org/10.2307/1269620).
+    """
+
+    prior: Distribution
+    rows: int
+
+    def draw(self, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        theta = sample(self.prior, draws * self.rows, generator).double().unflatten(0, (draws, self.rows))
+        return theta, self.log_q(theta)
+
+    def log_q(self, theta: Tensor) -> Tensor:
+        return self.prior.log_prob(theta).double()
 
 
 @dataclass(frozen=True)

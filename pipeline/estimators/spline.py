@@ -45,6 +45,14 @@ def rational_quadratic_spline(
     return _Spline.apply(inputs, parameters, inverse, bound, scale, periodic)  # pyright: ignore[reportReturnType]
 
 
+def _softmax(values: Tensor) -> Tensor:
+    """Over the last dimension. torch's on a CPU takes four to six times as long where that is as short as here."""
+    if values.is_cuda:
+        return torch.softmax(values, dim=-1)
+    exponential = (values - values.amax(-1, keepdim=True)).exp_()
+    return exponential.div_(exponential.sum(-1, keepdim=True))
+
+
 class _Spline(torch.autograd.Function):
     """The spline and its derivative, in the names of `rational_quadratic_spline`."""
 
@@ -53,7 +61,7 @@ class _Spline(torch.autograd.Function):
         ctx: Any, inputs: Tensor, parameters: Tensor, inverse: bool, bound: float, scale: float, periodic: bool
     ) -> tuple[Tensor, Tensor]:
         bins = (parameters.shape[-1] + 1) // 3
-        share = torch.softmax((parameters[..., : 2 * bins] * scale).unflatten(-1, (2, bins)), dim=-1)
+        share = _softmax((parameters[..., : 2 * bins] * scale).unflatten(-1, (2, bins)))
         sizes = share * (2 * bound * (1 - MIN_BIN * bins)) + 2 * bound * MIN_BIN  # (..., 2, K): widths, heights
         ends = torch.cumsum(sizes, dim=-1).sub_(bound)
         v = inputs.clamp(-bound, bound)

@@ -50,6 +50,7 @@ MEANING: dict[str, tuple[str, str]] = {
         "Shape of the tail of the weights: below 0.5 their variance is finite, above 0.7 no estimate made from them "
         "is reliable.",
     ),
+    "proposals": ("Weighted draws", "Draws behind these numbers; few where the weights are nearly equal."),
     "refused": ("Refused draws", "Draws whose weight was zero or not a number; they count as weight zero."),
     "likelihood_calls": (
         "Likelihood calls",
@@ -65,9 +66,21 @@ MEANING: dict[str, tuple[str, str]] = {
     "amortized_log_evidence_error": ("its standard error", "Monte Carlo error from the scatter of its weights."),
     "amortized_ess_fraction": ("Effective sample size of the amortized q", "Share of its draws left effective."),
     "amortized_pareto_k": ("Pareto k of the amortized q", "As above."),
+    "r_hat": ("R-hat of the Markov chains", "Rank-normalised; 1 where they have mixed."),
+    "typicality": (
+        "Typicality",
+        "Probability that a simulated observation lies as far from the others as this one. A small one says that "
+        "nothing like it was simulated: the network had no example, and the model may be wrong.",
+    ),
+    "predictive": (
+        "Posterior predictive check",
+        "Probability, on both sides, that data replicated under this posterior have a log likelihood as far out as "
+        "the observed ones. A small one says that the model does not describe these data.",
+    ),
 }
 """Name and one sentence for each number of `schema.CERTIFICATE`."""
 
+WHERE_MADE = {"r_hat", "typicality", "predictive"}  # not a number where nothing was sampled or checked
 FOLDED = {"log_evidence_error", "amortized_log_evidence_error"}  # stand beside their value, not on a line of their own
 
 
@@ -87,7 +100,7 @@ def certificate_lines(certificate: Mapping[str, float], infer: InferSettings) ->
     """The table, in the order of `schema.CERTIFICATE`; numbers that the certificate lacks are left out."""
     lines = []
     for name in CERTIFICATE:
-        if name not in certificate or name in FOLDED:
+        if name not in certificate or name in FOLDED or (name in WHERE_MADE and math.isnan(certificate[name])):
             continue
         title, meaning = MEANING[name]
         mark, judgement = _judge(name, certificate, infer)
@@ -104,8 +117,12 @@ def certificate_value(name: str, certificate: Mapping[str, float]) -> str:
         return numbers.percent(value)
     if name.endswith("pareto_k"):
         return numbers.fixed(value, 2)
-    if name in ("refused", "likelihood_calls"):
+    if name in ("refused", "likelihood_calls", "proposals"):
         return numbers.count(value)
+    if name in ("typicality", "predictive"):
+        return numbers.probability(value)
+    if name == "r_hat":
+        return numbers.fixed(value, 3)
     if name.endswith("kl_gap"):
         return f"{numbers.significant(value, 2)} nats"
     return f"{numbers.fixed(value, nat_places(certificate))} nats"
@@ -131,7 +148,8 @@ def _judge(name: str, certificate: Mapping[str, float], infer: InferSettings) ->
         return "fail", "not a number"
     amortized = name.startswith("amortized_")
     if name.endswith("ess_fraction"):
-        return _judge_ess(value, infer, amortized)
+        draws = infer.most_proposals if amortized else certificate.get("proposals", infer.most_proposals)
+        return _judge_ess(value, draws, infer, amortized)
     if name.endswith("pareto_k"):
         return _judge_pareto_k(value, infer, amortized)
     if name == "log_evidence":
@@ -143,16 +161,20 @@ def _judge(name: str, certificate: Mapping[str, float], infer: InferSettings) ->
     if name == "elbo":
         below = value <= certificate.get("log_evidence", math.inf) + 3 * certificate.get("log_evidence_error", 0.0)
         return ("pass", "below the log evidence") if below else ("fail", "above the log evidence: something is wrong")
-    if name in ("refused", "likelihood_calls"):
-        return ("pass", "none") if value == 0 else ("info", f"of {numbers.count(infer.proposals)} draws")
+    if name == "refused":
+        draws = numbers.count(certificate.get("proposals", infer.most_proposals))
+        return ("pass", "none") if value == 0 else ("info", f"of {draws} draws")
+    if name in ("typicality", "predictive"):
+        level = f"{100 * infer.atypical_below:g} %"
+        return ("pass", f"at least {level}") if value >= infer.atypical_below else ("fail", f"below {level}")
     return "info", ""
 
 
-def _judge_ess(value: float, infer: InferSettings, amortized: bool) -> tuple[Mark, str]:
+def _judge_ess(value: float, draws: float, infer: InferSettings, amortized: bool) -> tuple[Mark, str]:
     if value >= infer.exact_ess_fraction:
         return "pass", f"at least {100 * infer.exact_ess_fraction:g} %, as 'exact' asks"
-    if value * infer.proposals >= infer.corrected_ess:
-        effective = numbers.count(value * infer.proposals)
+    if value * draws >= infer.corrected_ess:
+        effective = numbers.count(value * draws)
         return "pass", f"{effective} effective draws; 'corrected' asks for {numbers.count(infer.corrected_ess)}"
     return "info" if amortized else "fail", f"below the {numbers.count(infer.corrected_ess)} effective draws asked for"
 

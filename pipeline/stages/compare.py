@@ -68,11 +68,18 @@ def compare(run: Run) -> Path:
 
 
 def our_draws(run: Run, inference: Path, observation: int) -> tuple[Array, float]:
-    """`compare.draws` equally weighted draws (S, D) resampled from the weighted ones, and our log evidence."""
+    """`compare.draws` equally weighted draws (S, D) resampled from the weighted ones, and our log evidence.
+
+    Where weighted draws were not stored, or MCMC sampled, the delivered draws, as many as there are.
+    """
     with open_hdf5(inference) as file:
         names = json.loads(str(file.attrs["parameters"]))
-        group: Any = file["proposal"]
         certificate: Any = file["certificate"]
+        if "proposal" not in file or certificate["verdict"].asstr()[observation] == "sampled":
+            delivered: Any = file["posterior"]
+            theta = np.stack([delivered[n][0, :, observation] for n in names], axis=1)
+            return theta[: run.case.compare.draws], float(certificate["log_evidence"][observation])
+        group: Any = file["proposal"]
         theta = np.stack([group[n][:, observation] for n in names], axis=1)  # pyright: ignore[reportIndexIssue]
         log_weight = torch.from_numpy(group["log_weight"][:, observation])  # pyright: ignore[reportIndexIssue]
         evidence = float(certificate["log_evidence"][observation])  # pyright: ignore[reportIndexIssue]

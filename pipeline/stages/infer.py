@@ -1,41 +1,49 @@
-"""Stage `infer`: posteriors and certificates of observations, into `inference.h5` (netCDF-4)."""
+"""Stage `infer`: posteriors and certificates of observations, one or a hundred thousand, into `inference.h5`.
+
+A catalogue is done in parts, whose size `infer.memory_gb` bounds; each is written when it is complete, and a killed
+run continues with the first that is not. The parts are then put together.
+"""
 
 from __future__ import annotations
 
-import io
-import json
+import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5netcdf
-import numpy as np
 import torch
 from rich.table import Table
 
 from pipeline.errors import InputError
-from pipeline.estimators.importance import Evidence
 from pipeline.estimators.posterior import Posterior, load_posterior
-from pipeline.progress import console
-from pipeline.schema import CERTIFICATE, STAGE, VERDICTS
+from pipeline.progress import console, progress_bar
+from pipeline.schema import CONTENT_KEY, PREDICTIVE, STAGE, VERDICTS
 from pipeline.settings import CaseSettings, InferSettings
-from pipeline.stages.ladder import Outcome, climb, one_row
-from pipeline.stages.run import Run, begin, finish, load_observation, need_same_settings, with_digests
-from pipeline.store import DataSet, complete_or_absent, content_key, input_digest, read_attribute, read_key, stamp
+from pipeline.stages.catalogue import Catalogue, open_catalogue
+from pipeline.stages.inference_file import join_parts, write_inference
+from pipeline.stages.ladder import climb_all
+from pipeline.stages.run import Run, begin, finish, need_same_settings, with_digests
+from pipeline.store import content_key, input_digest, open_hdf5, read_attribute, read_key, stamp
 from simulators.protocol import has_likelihood
 
-VERSION = 2
-FULL_IDENTITIES = 5
+VERSION = 3
+STORED = 100
+"""Observations up to which `store_proposals: auto` keeps weighted draws."""
+MOST_ROWS = 1_000
+COPIES = 4
+"""Arrays the size of all weighted draws of a part that are in memory at once: amortized, repaired, and at work."""
+LISTED = 20
+"""Observations that the terminal lists one by one."""
 
 
 def infer(run: Run) -> Path:
-    """Posteriors of the case's observation, with the network that this run trained."""
+    """Posteriors of the case's observations, with the network that this run trained."""
     run.need_likelihood("infer")
-    observation = run.case.observation
-    data = run.observation()
-    assert observation is not None
+    observation = run.observation_path()
+    catalogue = open_catalogue(run.simulator, observation)
     inputs = {"posterior": run.input("train"), "observation": observation}
     need_same_settings(run, inputs["posterior"], "train")
     key = begin(run, "infer", VERSION, run.relevant("seed", "simulator", "infer"), inputs)
@@ -43,10 +51,10 @@ def infer(run: Run) -> Path:
     if key is None:
         return output
     posterior = load_posterior(inputs["posterior"], case=run.case, device=run.device)
-    outcomes = _climb_all(posterior, data, run.case.infer, run.case.seed)
-    write_inference(output, posterior, data, outcomes, key.attributes())
-    print_certificates(data.ids, outcomes)
-    return finish(run, key, "")
+    job = _Job(posterior, catalogue, run.case.infer, run.case.seed, output, key.key)
+    job.run(key.attributes)
+    print_certificates(output)
+    return finish(run, key, f"{len(catalogue) / (time.monotonic() - key.started):.2g} observations a second")
 
 
 def infer_observations(
@@ -75,147 +83,129 @@ def infer_observations(
         raise InputError(
             f"infer: simulator {posterior.simulator.name!r} has no log_likelihood, which certificates need"
         )
-    data = load_observation(posterior.simulator, observations)
-    outcomes = _climb_all(posterior, data, settings, seed)
+    catalogue = open_catalogue(posterior.simulator, observations)
     resolved = posterior.case.dump() | {"infer": settings.model_dump(mode="json"), "seed": seed}
-    write_inference(
-        output,
-        posterior,
-        data,
-        outcomes,
-        stamp(stage="infer", key=key, settings=resolved, inputs=inputs, started=started),
-    )
-    print_certificates(data.ids, outcomes)
-    console.print(f"infer: {output} ({time.monotonic() - started:.1f} s)")
+    job = _Job(posterior, catalogue, settings, seed, output, key)
+    job.run(lambda: stamp(stage="infer", key=key, settings=resolved, inputs=inputs, started=started))
+    print_certificates(output)
+    taken = time.monotonic() - started
+    console.print(f"infer: {output} ({taken:.1f} s) {len(catalogue) / taken:.2g} observations a second")
     return output
 
 
-def _climb_all(posterior: Posterior, data: DataSet, settings: InferSettings, seed: int) -> list[Outcome]:
-    x = {k: v.to(posterior.device) for k, v in data.x.items()}
-    return [climb(posterior, one_row(x, n), settings=settings, seed=seed, index=n) for n in range(len(data))]
+@dataclass(frozen=True)
+class _Job:
+    """A catalogue and what is to be made of it.
 
+    Attributes:
+        key: content key of the output.
+    """
 
-def print_certificates(ids: Sequence[str], outcomes: Sequence[Outcome]) -> None:
-    """One line an observation, and for a few of them the evidence identity in full."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("observation", "verdict", "log evidence", "gap", "ESS fraction", "pareto k"):
-        table.add_column(column, justify="left" if column in ("observation", "verdict") else "right", no_wrap=True)
-    for identifier, o in zip(ids, outcomes, strict=True):
-        rows = [(identifier, o.verdict, o.evidence)]
-        if o.verdict == "refined":
-            rows.append(("", "amortized", o.amortized))
-        for name, label, e in rows:
-            evidence = f"{float(e.log_evidence):.3f} ± {float(e.log_evidence_error):.4f}"
-            table.add_row(
-                name,
-                label,
-                evidence,
-                f"{float(e.kl_gap):.4f}",
-                f"{float(e.ess_fraction):.3f}",
-                f"{float(e.pareto_k):.2f}",
-            )
-    console.print(table)
-    for identifier, o in zip(ids, outcomes, strict=True):
-        if len(ids) <= FULL_IDENTITIES:
-            e = o.evidence
-            terms = f"{float(e.elbo):.3f} = reconstruction {float(e.reconstruction):.3f} - regularization {float(e.regularization):.3f}"
-            console.print(f"{identifier}: ELBO {terms} nats")
-        if o.note or o.verdict == "failed":
-            console.print(f"{identifier}: {o.verdict}: {VERDICTS[o.verdict]}. {o.note}")
+    posterior: Posterior
+    catalogue: Catalogue
+    settings: InferSettings
+    seed: int
+    output: Path
+    key: str
 
+    def run(self, attributes: Any) -> None:
+        """Write the output; `attributes()` gives its root attributes once all is done."""
+        total, rows = len(self.catalogue), rows_of_a_part(self.settings, len(self.posterior.parameters))
+        folder = self.output.with_name(f"{self.output.name}.parts")
+        starts = range(0, total, rows)
+        with progress_bar("infer", total) as advance:
+            if len(starts) == 1:
+                self._write(self.output, 0, total, attributes())
+                advance(total)
+                return
+            parts = [folder / f"part-{i:05d}.h5" for i in range(len(starts))]
+            for part, start in zip(parts, starts, strict=True):
+                stop = min(start + rows, total)
+                key = content_key("infer-part", VERSION, {"key": self.key, "rows": [start, stop]}, {})
+                if read_key(part) != key:
+                    self._write(part, start, stop, {STAGE: "infer-part", CONTENT_KEY: key})
+                advance(stop - start)
+        join_parts(parts, self.output, attributes())
+        shutil.rmtree(folder)
 
-# ---------------------------------------------------------------- inference.h5
-
-
-def write_inference(
-    path: Path, posterior: Posterior, data: DataSet, outcomes: Sequence[Outcome], attributes: Mapping[str, Any]
-) -> None:
-    """Write `inference.h5` (layout: `pipeline.schema`), complete or absent; ArviZ and h5py open it."""
-    image = io.BytesIO()  # in memory first, for the reason given in `store.write_hdf5`
-    with h5netcdf.File(image, "w") as file:
-        file.attrs.update(attributes)
-        file.attrs["parameters"] = json.dumps(list(posterior.parameters))
-        _write_draws(file, posterior, data.ids, outcomes)
-        _write_proposals(file, posterior, data.ids, outcomes)
-        _write_certificates(file, data.ids, outcomes)
-        _write_observed(file, posterior, data)
-    with complete_or_absent(path) as temporary:
-        temporary.write_bytes(image.getvalue())
-
-
-def _variable(group: Any, name: str, dimensions: tuple[str, ...], values: Any, **attributes: str) -> None:
-    array = np.asarray(values)
-    if array.dtype.kind in "UO":
-        import h5py
-
-        variable = group.create_variable(name, dimensions, dtype=h5py.string_dtype())
-        variable[...] = array.astype(object)
-    else:
-        variable = group.create_variable(name, dimensions, data=array, fletcher32=True, chunks=array.shape)
-    variable.attrs.update({k: v for k, v in attributes.items() if v})
-
-
-def _dimensions(group: Any, ids: Sequence[str], **sizes: int) -> None:
-    """Create dimensions with coordinate variables, as xarray expects them."""
-    group.dimensions = {**sizes, "observation": len(ids)}
-    for name, size in sizes.items():
-        _variable(group, name, (name,), np.arange(size))
-    _variable(group, "observation", ("observation",), np.array(ids))
-
-
-def _write_draws(file: Any, posterior: Posterior, ids: Sequence[str], outcomes: Sequence[Outcome]) -> None:
-    group = file.create_group("posterior")
-    group.attrs["inference_library"] = "elboscope"
-    theta = torch.stack([o.theta for o in outcomes], dim=1).cpu().numpy()  # (draws, N, D)
-    _dimensions(group, ids, chain=1, draw=len(theta))
-    for d, p in enumerate(posterior.simulator.parameters):
-        _variable(
-            group, p.name, ("chain", "draw", "observation"), theta[None, :, :, d], units=p.unit, long_name=p.label
+    def _write(self, path: Path, start: int, stop: int, attributes: Mapping[str, Any]) -> None:
+        data = self.catalogue.read(start, stop)
+        x = {name: values.to(self.posterior.device) for name, values in data.x.items()}
+        outcomes = climb_all(self.posterior, x, settings=self.settings, seed=self.seed, index=start)
+        stores = self.settings.store_proposals
+        write_inference(
+            path,
+            self.posterior.simulator,
+            data,
+            outcomes,
+            settings=self.settings,
+            store_proposals=stores == "always" or (stores == "auto" and len(self.catalogue) <= STORED),
+            attributes=attributes,
         )
 
 
-def _write_proposals(file: Any, posterior: Posterior, ids: Sequence[str], outcomes: Sequence[Outcome]) -> None:
-    group = file.create_group("proposal")
-    _dimensions(group, ids, proposal_draw=len(outcomes[0].proposals.theta))
-    theta = torch.cat([o.proposals.theta for o in outcomes], dim=1).cpu().numpy()
-    for d, p in enumerate(posterior.simulator.parameters):
-        _variable(group, p.name, ("proposal_draw", "observation"), theta[:, :, d], units=p.unit, long_name=p.label)
-    for name in ("log_q", "log_likelihood", "log_joint", "log_weight"):
-        values = torch.cat([getattr(o.proposals, name) for o in outcomes], dim=1).cpu().numpy()
-        _variable(group, name, ("proposal_draw", "observation"), values, units="nat")
+def rows_of_a_part(settings: InferSettings, dimension: int) -> int:
+    """Observations whose weighted draws (theta and three densities, float64) fit into `memory_gb`."""
+    needed = COPIES * 8 * (dimension + 3) * settings.most_proposals
+    return int(min(MOST_ROWS, max(1, settings.memory_gb * 1e9 // needed)))
 
 
-def certificate_values(outcome: Outcome) -> dict[str, float]:
-    """Numbers of a certificate by their names in `schema.CERTIFICATE`."""
-    own = {f.name: float(getattr(outcome.evidence, f.name)) for f in fields(Evidence)}
-    amortized = {f"amortized_{f.name}": float(getattr(outcome.amortized, f.name)) for f in fields(Evidence)}
-    other = {"repeated_fraction": outcome.repeated_fraction, "likelihood_calls": float(outcome.likelihood_calls)}
-    amortized["amortized_kl_gap"] = own["log_evidence"] - amortized["amortized_elbo"]
-    values = own | amortized | other
-    return {name: values[name] for name in CERTIFICATE}
+# ---------------------------------------------------------------- terminal
 
 
-def _write_certificates(file: Any, ids: Sequence[str], outcomes: Sequence[Outcome]) -> None:
-    group = file.create_group("certificate")
-    _dimensions(group, ids)
-    values = [certificate_values(o) for o in outcomes]
-    for name, meaning in CERTIFICATE.items():
-        _variable(group, name, ("observation",), np.array([v[name] for v in values]), long_name=meaning)
-    _variable(
-        group,
-        "verdict",
-        ("observation",),
-        np.array([o.verdict for o in outcomes]),
-        long_name="; ".join(f"{k}: {v}" for k, v in VERDICTS.items()),
-    )
-    _variable(group, "note", ("observation",), np.array([o.note for o in outcomes]))
+def print_certificates(path: Path) -> None:
+    """How many of each verdict; a line for each of a few observations, those that need attention first."""
+    with open_hdf5(path) as file:
+        group: Any = file["certificate"]
+        verdicts = [v.decode() for v in group["verdict"][:]]
+        atypical = group["atypical"][:].astype(bool)
+        order = sorted(range(len(verdicts)), key=lambda n: (verdicts[n] != "failed", not atypical[n]))
+        many = len(verdicts) > LISTED
+        if many:
+            order = [n for n in order if verdicts[n] == "failed" or atypical[n]]
+            console.print(
+                ", ".join(f"{n} {v}" for v, n in Counter(verdicts).most_common()) + f"; {atypical.sum()} atypical"
+            )
+        _print_rows(group, order[:LISTED], verdicts)
+        if len(order) > LISTED:
+            console.print(f"... and {len(order) - LISTED} more that failed or are atypical: see group `certificate`")
+        for n in order[:LISTED]:
+            identifier, note = group["observation"][n].decode(), group["note"][n].decode()
+            if not many:
+                terms = (
+                    f"reconstruction {group['reconstruction'][n]:.3f} - regularization {group['regularization'][n]:.3f}"
+                )
+                console.print(f"{identifier}: ELBO {group['elbo'][n]:.3f} = {terms} nats")
+            if note or verdicts[n] == "failed":
+                console.print(f"{identifier}: {verdicts[n]}: {VERDICTS[verdicts[n]]}. {note}")
+            if atypical[n]:
+                console.print(f"{identifier}: atypical: {_why_atypical(group, n)}")
 
 
-def _write_observed(file: Any, posterior: Posterior, data: DataSet) -> None:
-    group = file.create_group("observed_data")
-    observables = posterior.simulator.observables
-    sizes = {f"{o.name}_dim_{i}": size for o in observables for i, size in enumerate(o.shape)}
-    _dimensions(group, data.ids, **sizes)
-    for o in observables:
-        dimensions = ("observation", *(f"{o.name}_dim_{i}" for i in range(len(o.shape))))
-        _variable(group, o.name, dimensions, data.x[o.name].cpu().numpy(), units=o.unit, role=o.role, long_name=o.label)
+def _why_atypical(group: Any, n: int) -> str:
+    """The p-values of its checks."""
+    names = ["typicality", "predictive", *(name for name in group if name.startswith(PREDICTIVE))]
+    values = ", ".join(f"{name} {group[name][n]:.2g}" for name in names if group[name][n] == group[name][n])
+    return f"unlike what was simulated, or what its posterior predicts (p-values: {values})"
+
+
+def _print_rows(group: Any, rows: list[int], verdicts: list[str]) -> None:
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("observation", "verdict", "log evidence", "gap", "ESS fraction", "pareto k"):
+        table.add_column(column, justify="left" if column in ("observation", "verdict") else "right", no_wrap=True)
+    for n in rows:
+        lines = [(group["observation"][n].decode(), verdicts[n], "")]
+        if verdicts[n] in ("refined", "sampled"):
+            lines.append(("", "amortized", "amortized_"))
+        for name, label, which in lines:
+            table.add_row(
+                name,
+                label,
+                f"{group[f'{which}log_evidence'][n]:.3f} ± {group[f'{which}log_evidence_error'][n]:.4f}",
+                f"{group[f'{which}kl_gap'][n]:.4f}",
+                f"{group[f'{which}ess_fraction'][n]:.3f}",
+                f"{group[f'{which}pareto_k'][n]:.2f}",
+            )
+    console.print(table)

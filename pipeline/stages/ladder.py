@@ -1,39 +1,32 @@
-"""The ladder of one observation: amortized, corrected, refined, failed. Climbed only as far as needed.
+"""The ladder: amortized, corrected, refined, sampled, failed. Each observation climbs only as far as it needs.
 
 `exact`      the weights of the amortized q are good;
 `corrected`  its weighted draws are reliable;
 `refined`    a copy of q, trained on this observation's ELBO, weighs well in mixture with the amortized q;
+`sampled`    MCMC from the weighted draws passed its convergence checks;
 `failed`     none of these: draws are delivered, and flagged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from pipeline.estimators.importance import (
-    Evidence,
-    WeightedDraws,
-    summarize,
-    systematic_resample,
-    usable_log_weight,
-)
-from pipeline.estimators.network import Condition, PosteriorNetwork
+from pipeline.diagnostics.predictive import predictive_check
+from pipeline.estimators.importance import Evidence, WeightedDraws, summarize, systematic_resample
+from pipeline.estimators.network import Condition
 from pipeline.estimators.posterior import Posterior
-from pipeline.estimators.proposal import Amortized, Mixture, weigh
+from pipeline.estimators.proposal import Amortized, Defensive, Mixture, Proposal, weigh
 from pipeline.progress import progress_bar
 from pipeline.rng import generator
 from pipeline.settings import InferSettings
-from pipeline.training.adaptation import adapt
-from pipeline.training.refinement import refine
-from simulators.protocol import Data
-
-MOST_MISSED = 0.02
-"""Share of all weight that a draw of the amortized q may carry at most under the refined mixture."""
+from pipeline.stages.refined_rung import Repair, refine_all
+from pipeline.stages.sampled_rung import sample_one
+from pipeline.stages.verdicts import is_equal, verdict_of, why_rejected
+from simulators.protocol import Data, data_observables
 
 
 @dataclass(frozen=True)
@@ -43,12 +36,15 @@ class Outcome:
     Attributes:
         verdict: one of `schema.VERDICTS`.
         theta: (draws, D), equally weighted.
-        proposals: the weighted draws behind them, of the q that the certificate speaks of.
+        proposals: weighted draws of the q that the certificate speaks of, (K, 1).
         evidence: figures of that q, (1,) each.
         amortized: figures of the amortized q, (1,) each.
         repeated_fraction: share of delivered draws that repeat another.
         likelihood_calls: values of theta at which the likelihood was evaluated.
-        note: why a refinement was rejected, if it was.
+        note: why a repair was rejected, if it was.
+        r_hat: of the Markov chains; NaN where nothing was sampled.
+        typicality: p-value of the observation among simulated ones; NaN where unknown.
+        predictive: p-values of the posterior predictive check: `log_likelihood`, and one a data observable.
     """
 
     verdict: str
@@ -59,191 +55,171 @@ class Outcome:
     repeated_fraction: float
     likelihood_calls: int
     note: str = ""
+    r_hat: float = float("nan")
+    typicality: float = float("nan")
+    predictive: Mapping[str, float] = field(default_factory=dict)
+
+    def is_atypical(self, level: float) -> bool:
+        """Whether any check of the observation rejects at `level`, shared among those that were made (Bonferroni)."""
+        values = [v for v in (self.typicality, *self.predictive.values()) if v == v]
+        return any(v < level / len(values) for v in values)
 
 
 def climb(posterior: Posterior, x: Data, *, settings: InferSettings, seed: int, index: int) -> Outcome:
-    """Posterior and certificate of one observation.
+    """Posterior and certificate of one observation, x of one row; see `climb_all`."""
+    return climb_all(posterior, x, settings=settings, seed=seed, index=index)[0]
+
+
+def climb_all(posterior: Posterior, x: Data, *, settings: InferSettings, seed: int, index: int) -> list[Outcome]:
+    """Posteriors and certificates of N observations.
 
     Args:
-        x: one row.
-        seed, index: every random number depends on (seed, "infer-...", index).
+        x: N rows.
+        seed, index: every random number depends on (seed, "infer-...", index); index is that of the first row in
+            its catalogue.
     """
     condition = posterior.condition(x)
-    q = Amortized(posterior.network, condition)
-    with progress_bar("weigh", settings.proposals, safe=True) as advance:
-        draws = weigh(
-            q,
-            posterior.simulator,
-            posterior.prior,
-            x,
-            draws=settings.proposals,
-            generator=_stream(posterior, seed, "weigh", index),
-            advance=advance,
+    weighted = weigh_amortized(posterior, x, condition, settings=settings, seed=seed, index=index)
+    amortized = [summarize(draws) for draws in weighted]
+    outcomes: list[Outcome] = []
+    for draws, evidence in zip(weighted, amortized, strict=True):
+        count = len(draws.log_q)
+        verdict = verdict_of(evidence, settings, count)
+        outcomes.append(Outcome(verdict, draws.theta[:0, 0], draws, evidence, evidence, 0.0, count))
+    when = settings.refine.when
+    wanted = [n for n, o in enumerate(outcomes) if when == "always" or (when == "auto" and o.verdict != "exact")]
+    if wanted and posterior.network.refinable:
+        repairs = refine_all(
+            posterior,
+            {name: values[wanted] for name, values in x.items()},
+            Condition(*(t[wanted] for t in condition)),
+            [weighted[n] for n in wanted],
+            [amortized[n] for n in wanted],
+            settings=settings,
+            seed=seed,
+            index=index,
         )
-    amortized = summarize(draws)
-    verdict = verdict_of(amortized, settings, settings.proposals)
-    chosen, evidence, note, calls = draws, amortized, "", settings.proposals
-    wanted = settings.refine.when == "always" or (settings.refine.when == "auto" and verdict != "exact")
-    if wanted:
-        refinement = _refine(posterior, x, condition, draws, amortized, settings, seed, index)
-        calls += refinement.calls
-        note = why_rejected(refinement.evidence, amortized, settings, missed=refinement.missed)
-        if not note:
-            chosen, evidence, verdict = refinement.draws, refinement.evidence, "refined"
-        elif verdict == "failed" and refinement.earns_corrected(amortized, settings):
-            chosen, evidence, verdict = refinement.draws, refinement.evidence, "corrected"
-    order, repeated = systematic_resample(
-        chosen.log_weight, settings.draws, generator=_stream(posterior, seed, "deliver", index)
+        for n, repair in zip(wanted, repairs, strict=True):
+            outcomes[n] = _after_refinement(outcomes[n], repair, settings)
+    failed = [n for n, o in enumerate(outcomes) if o.verdict == "failed"]
+    if failed and settings.sample.when == "auto":
+        with progress_bar("sample", len(failed)) as advance:
+            for n in failed:
+                outcomes[n] = _after_sampling(
+                    posterior, one_row(x, n), outcomes[n], settings=settings, seed=seed, index=index + n
+                )
+                advance(1)
+    outcomes = [_deliver(posterior, o, settings=settings, seed=seed, index=index + n) for n, o in enumerate(outcomes)]
+    return _examine(posterior, x, outcomes, settings=settings, seed=seed, index=index)
+
+
+def weigh_amortized(
+    posterior: Posterior, x: Data, condition: Condition, *, settings: InferSettings, seed: int, index: int
+) -> list[WeightedDraws]:
+    """Weighted draws of the amortized q, (K, 1) for each row: few where weights are nearly equal, else all."""
+    most = settings.most_proposals
+    first = min(settings.equal_proposals or 2 * settings.draws, most)
+    draws = _weigh(posterior, x, condition, first, settings, seed, "weigh", index)
+    evidence = summarize(draws)
+    rows = [draws.rows(slice(n, n + 1)) for n in range(len(condition.context))]
+    more = [n for n in range(len(rows)) if not is_equal(evidence.rows(slice(n, n + 1)), settings)]
+    if most == first or not more:
+        return rows
+    part = {name: values[more] for name, values in x.items()}
+    added = _weigh(
+        posterior, part, Condition(*(t[more] for t in condition)), most - first, settings, seed, "weigh-more", index
     )
-    return Outcome(verdict, chosen.theta[order[:, 0], 0], chosen, evidence, amortized, float(repeated), calls, note)
+    for i, n in enumerate(more):
+        rows[n] = rows[n].and_then(added.rows(slice(i, i + 1)))
+    return rows
 
 
-def verdict_of(evidence: Evidence, settings: InferSettings, draws: int) -> str:
-    """`exact`, `corrected` or `failed`, by the thresholds of the settings."""
-    if is_exact(evidence, settings):
-        return "exact"
-    ess, k = float(evidence.ess_fraction), float(evidence.pareto_k)
-    if ess * draws >= settings.corrected_ess and k <= settings.corrected_pareto_k:
-        return "corrected"
-    return "failed"
-
-
-def is_exact(evidence: Evidence, settings: InferSettings) -> bool:
-    """Whether the weights themselves are good.
-
-    pareto_k is the shape of the tail of the weights and knows nothing of its size. Where the effective sample size
-    is nearly the number of draws, the tail carries next to nothing, and the limit of reliability is enough.
-    """
-    ess, k = float(evidence.ess_fraction), float(evidence.pareto_k)
-    limit = settings.equal_pareto_k if ess >= settings.equal_ess_fraction else settings.exact_pareto_k
-    return ess >= settings.exact_ess_fraction and k <= limit
-
-
-def why_rejected(refined: Evidence, amortized: Evidence, settings: InferSettings, *, missed: float = 0.0) -> str:
-    """Empty if a refinement passes, else the reason.
-
-    It needs what `exact` needs, and must not have lost anything: see `what_it_lost`.
-    """
-    if not is_exact(refined, settings):
-        return f"refinement reached ess_fraction {float(refined.ess_fraction):.3f} and pareto_k {float(refined.pareto_k):.2f} only"
-    return what_it_lost(refined, amortized, missed=missed)
-
-
-def what_it_lost(refined: Evidence, amortized: Evidence, *, missed: float) -> str:
-    """Empty if a refinement has kept what the amortized q had seen: a copy must not certify itself by forgetting a mode.
-
-    Its evidence must not fall by more than the errors of both. Where a single draw of the amortized q carries most of
-    its weight, that error says nothing; so no amortized draw may be one that the mixture all but misses.
-
-    Args:
-        missed: share of all weight that a single amortized draw would carry among the draws of the mixture.
-    """
-    fall = float(amortized.log_evidence - refined.log_evidence)
-    error = float((amortized.log_evidence_error.square() + refined.log_evidence_error.square()).sqrt())
-    # two standard errors of the difference, so that one honest refinement in forty is turned away, not one in six
-    if fall > 2 * error:
-        return f"refinement lost {fall:.4f} nats of evidence, more than the error {error:.4f}: it may have forgotten a mode"
-    if missed > MOST_MISSED:
-        return f"a draw of the amortized q would carry {missed:.1%} of all weight: the refinement may have forgotten a mode"
-    return ""
-
-
-@dataclass(frozen=True)
-class _Refinement:
-    """Weighted draws of a refined copy in its mixture, their figures, and the likelihood calls that they cost.
-
-    Attributes:
-        missed: largest share of all weight that one of the amortized draws would carry among them.
-    """
-
-    draws: WeightedDraws
-    evidence: Evidence
-    missed: float
-    calls: int = 0
-
-    def earns_corrected(self, amortized: Evidence, settings: InferSettings) -> bool:
-        """Whether it is at least `corrected`, having lost nothing."""
-        lost = what_it_lost(self.evidence, amortized, missed=self.missed)
-        return not lost and verdict_of(self.evidence, settings, settings.proposals) == "corrected"
-
-
-def _refine(
+def _weigh(
     posterior: Posterior,
     x: Data,
     condition: Condition,
-    draws: WeightedDraws,
-    amortized: Evidence,
+    count: int,
     settings: InferSettings,
     seed: int,
+    purpose: str,
     index: int,
-) -> _Refinement:
-    """Adapt a copy of q where the amortized one is far off, then raise its ELBO; the second must not undo the first.
-
-    Reverse KL sharpens a copy but may leave a mode. Where the evidence that it finds falls below that of the adapted
-    copy, the adapted copy is what is delivered.
-    """
-    options = settings.refine
-    common: dict[str, Any] = {"simulator": posterior.simulator, "prior": posterior.prior, "x": x}
-    copy, calls, adapted = posterior.network, 0, None
-    widened = posterior.network  # what is widened is the amortized q, unless it is far off
-
-    def weighed(purpose: str) -> _Refinement:
-        mixture = _mixture(posterior.network, copy, widened, condition, settings)
-        stream = _stream(posterior, seed, purpose, index)
-        with progress_bar("weigh", settings.proposals) as advance:
-            new = weigh(mixture, draws=settings.proposals, generator=stream, advance=advance, **common)
-        evidence = summarize(new)
-        return _Refinement(new, evidence, _largest_share(mixture, draws, evidence, settings.proposals))
-
-    if float(amortized.ess_fraction) < options.adapt.below:
-        with progress_bar("adapt", options.adapt.rounds) as advance:
-            stream = _stream(posterior, seed, "adapt", index)
-            copy, calls = adapt(
-                copy, condition, first=draws, settings=options.adapt, generator=stream, advance=advance, **common
-            )
-        widened, calls = copy, calls + settings.proposals
-        adapted = weighed("weigh-adapted")
-    if options.steps == 0 and adapted is not None:
-        return replace(adapted, calls=calls)
-    with progress_bar("refine", options.steps) as advance:
-        stream = _stream(posterior, seed, "refine", index)
-        copy = refine(copy, condition, settings=options, generator=stream, advance=advance, **common)
-    refined = weighed("weigh-refined")
-    calls += options.steps * options.draws + settings.proposals
-    if adapted is not None and why_rejected(refined.evidence, adapted.evidence, settings, missed=refined.missed):
-        return replace(adapted, calls=calls)
-    return replace(refined, calls=calls)
+) -> WeightedDraws:
+    with progress_bar("weigh", count) as advance:
+        return weigh(
+            proposal_of(posterior, condition, settings),
+            posterior.simulator,
+            posterior.prior,
+            x,
+            draws=count,
+            generator=_stream(posterior, seed, purpose, index),
+            advance=advance,
+        )
 
 
-def _mixture(
-    amortized: PosteriorNetwork,
-    copy: PosteriorNetwork,
-    widened: PosteriorNetwork,
-    condition: Condition,
-    settings: InferSettings,
-) -> Mixture:
-    """The refined q, the amortized q, and `widened` with wider tails.
-
-    The amortized part keeps a mode that the copy may have left; the wide part bounds the weights where both have
-    tails lighter than the posterior's.
-    """
-    options = settings.refine
-    parts = [
-        Amortized(copy, condition),
-        Amortized(amortized, condition),
-        Amortized(widened, condition, base_scale=options.wide_scale),
-    ]
-    return Mixture(
-        parts,
-        [1 - options.amortized_share - options.wide_share, options.amortized_share, options.wide_share],
-    )
+def proposal_of(posterior: Posterior, condition: Condition, settings: InferSettings) -> Proposal:
+    """The amortized q, in mixture with a defensive component where the settings ask for one."""
+    q = Amortized(posterior.network, condition)
+    share = settings.defensive_share
+    if not share:
+        return q
+    if settings.defensive == "prior":
+        return Mixture([q, Defensive(posterior.prior, len(condition.context))], [1 - share, share])
+    return Mixture([q, Amortized(posterior.network, condition, settings.refine.wide_scale)], [1 - share, share])
 
 
-@torch.no_grad()
-def _largest_share(mixture: Mixture, draws: WeightedDraws, evidence: Evidence, count: int) -> float:
-    r"""$\max_k p(x, \theta_k) / [m(\theta_k) \hat p(x)] / K$ over draws that the mixture m did not make; costs no likelihood."""
-    log_weight = usable_log_weight(draws.log_joint - mixture.log_q(draws.theta))
-    return float((log_weight.max() - evidence.log_evidence).exp()) / count
+def _after_refinement(before: Outcome, repair: Repair, settings: InferSettings) -> Outcome:
+    note = why_rejected(repair.evidence, before.amortized, settings, missed=repair.missed)
+    after = replace(before, likelihood_calls=before.likelihood_calls + repair.calls, note=note)
+    if not note:
+        return replace(after, proposals=repair.draws, evidence=repair.evidence, verdict="refined")
+    if before.verdict == "failed" and repair.earns_corrected(before.amortized, settings):
+        return replace(after, proposals=repair.draws, evidence=repair.evidence, verdict="corrected")
+    return after
+
+
+def _after_sampling(
+    posterior: Posterior, x: Data, before: Outcome, *, settings: InferSettings, seed: int, index: int
+) -> Outcome:
+    sampled = sample_one(posterior, x, before.proposals, before.amortized, settings=settings, seed=seed, index=index)
+    if sampled is None:
+        return replace(before, note=f"{before.note}; no draw can start MCMC".removeprefix("; "))
+    note = "; ".join(n for n in (before.note, sampled.why_not) if n)
+    after = replace(before, likelihood_calls=before.likelihood_calls + sampled.calls, note=note, r_hat=sampled.r_hat)
+    if sampled.why_not:
+        return after
+    return replace(after, theta=sampled.theta, proposals=sampled.draws, evidence=sampled.evidence, verdict="sampled")
+
+
+def _deliver(posterior: Posterior, outcome: Outcome, *, settings: InferSettings, seed: int, index: int) -> Outcome:
+    """Equally weighted draws: of the chains where MCMC sampled, else resampled from the weighted ones."""
+    stream = _stream(posterior, seed, "deliver", index)
+    if outcome.verdict == "sampled":
+        chain = outcome.theta
+        order = torch.randperm(len(chain), generator=stream, device=chain.device)
+        order = order[torch.arange(settings.draws, device=chain.device) % len(chain)]
+        return replace(outcome, theta=chain[order], repeated_fraction=max(0.0, 1 - len(chain) / settings.draws))
+    order, repeated = systematic_resample(outcome.proposals.log_weight, settings.draws, generator=stream)
+    return replace(outcome, theta=outcome.proposals.theta[order[:, 0], 0], repeated_fraction=float(repeated))
+
+
+def _examine(
+    posterior: Posterior, x: Data, outcomes: list[Outcome], *, settings: InferSettings, seed: int, index: int
+) -> list[Outcome]:
+    """Is each observation like the simulated ones, and like data that its posterior predicts?"""
+    typicality = posterior.typicality(x).tolist()
+    predictive: list[dict[str, float]] = [{} for _ in outcomes]
+    if settings.predictive_draws:
+        count = min(settings.predictive_draws, settings.draws)  # at least this many are replicated
+        check = predictive_check(
+            posterior.simulator,
+            torch.stack([o.theta[:count] for o in outcomes], 1),
+            x,
+            generator=_stream(posterior, seed, "predictive", index),
+            least_replicates=settings.predictive_draws,
+        )
+        names = ("log_likelihood", *(o.name for o in data_observables(posterior.simulator)))
+        predictive = [{name: float(check.p_value[name][n]) for name in names} for n in range(len(outcomes))]
+    return [replace(o, typicality=t, predictive=p) for o, t, p in zip(outcomes, typicality, predictive, strict=True)]
 
 
 def _stream(posterior: Posterior, seed: int, purpose: str, index: int) -> torch.Generator:

@@ -183,26 +183,29 @@ def _observation_figures(run: Run, inputs: dict[str, Path]) -> list[ReportFigure
 
 
 def _figures_of(run: Run, file: h5py.File, compare: Path | None, n: int, identifier: str) -> list[ReportFigure]:
-    proposal: Any = file["proposal"]
     names = [p.name for p in run.simulator.parameters]
-    raw, log_weight = _draws(proposal, names, n), np.asarray(proposal["log_weight"][:, n])
-    usable = np.isfinite(log_weight)
-    weights = (
-        np.where(usable, np.exp(log_weight - log_weight[usable].max()), 0.0) if usable.any() else np.ones(len(raw))
-    )
-    sets = [DrawSet("q, weighted", raw, weights), DrawSet("q, raw", raw, line="--")]
+    delivered = _draws(file["posterior"], names, n)
+    sets, weights = [DrawSet("delivered", delivered)], None
+    if "proposal" in file:  # not stored for large catalogues
+        proposal: Any = file["proposal"]
+        drawn = np.isfinite(np.asarray(proposal["log_q"][:, n]))  # padded where another observation needed more
+        raw, weights = _draws(proposal, names, n)[drawn], np.asarray(proposal["log_weight"][:, n])[drawn]
+        usable = np.isfinite(weights)
+        shares = np.where(usable, np.exp(weights - weights[usable].max()), 0.0) if usable.any() else np.ones(len(raw))
+        sets = [DrawSet("q, weighted", raw, shares), DrawSet("q, raw", raw, line="--")]
     sets += [DrawSet(name, draws) for name, draws in _baseline_draws(compare, identifier).items()]
     corner = plot_corner(sets, [_label(p) for p in run.simulator.parameters])
-    certificate: Any = file["certificate"]
-    delivered = WeightSet(
-        "delivered q", log_weight, float(certificate["ess_fraction"][n]), float(certificate["pareto_k"][n])
-    )
     figures = []
-    predictive = _predictive_figure(run, _draws(file["posterior"], names, n), n)
+    predictive = _predictive_figure(run, delivered, n)
     if predictive is not None:
         figures.append(ReportFigure("predictive", f"{identifier}: data and posterior predictive", predictive))
     figures.append(ReportFigure("corner", f"{identifier}: posterior", corner))
-    figures.append(ReportFigure("weights", f"{identifier}: importance weights", plot_weights([delivered])))
+    if weights is not None:
+        certificate: Any = file["certificate"]
+        of_q = WeightSet(
+            "delivered q", weights, float(certificate["ess_fraction"][n]), float(certificate["pareto_k"][n])
+        )
+        figures.append(ReportFigure("weights", f"{identifier}: importance weights", plot_weights([of_q])))
     return figures
 
 

@@ -132,11 +132,19 @@ class Run:
         Raises:
             InputError: none configured, or a file that does not fit.
         """
+        return load_observation(self.simulator, self.observation_path())
+
+    def observation_path(self) -> Path:
+        """The observed file.
+
+        Raises:
+            InputError: none configured.
+        """
         if self.case.observation is None:
             raise InputError(
                 f"case {self.case.name!r} has no observation: set `observation:` or give --observation FILE"
             )
-        return load_observation(self.simulator, self.case.observation)
+        return self.case.observation
 
     def relevant(self, *blocks: str) -> dict[str, Any]:
         """Settings for a content key: in `simulator`, files stand for their content and not for where they lie."""

@@ -12,6 +12,7 @@ import torch
 from pipeline.errors import InputError
 from pipeline.estimators.network import PosteriorNetwork
 from pipeline.estimators.posterior import Posterior, new_network
+from pipeline.estimators.typicality import Typicality
 from pipeline.progress import console
 from pipeline.rng import derived_seed
 from pipeline.stages.run import Run, begin, finish, need_same_settings
@@ -21,9 +22,9 @@ from pipeline.training.data import FreshSimulations, TrainingSet, training_set
 from pipeline.training.schedule import format_history, train_schedule
 from simulators.priors import to_device
 
-VERSION = 3
+VERSION = 4
 HELD_OUT_ROWS = 512
-"""Held-out simulations used for checks while training; the rest is left to `validate`."""
+"""Held-out simulations used for checks while training; the rest is left to `validate` (typicality is ranked by all)."""
 
 
 def train(run: Run) -> Path:
@@ -36,7 +37,8 @@ def train(run: Run) -> Path:
     if key is None:
         return output
     _say_what_the_proposal_means(run)
-    held_out, training = load_simulations(run)
+    all_held_out, training = load_simulations(run)
+    held_out = all_held_out.rows(slice(HELD_OUT_ROWS))
     network = _initial_network(run, training)
     prior = to_device(run.prior, run.device)
     proposal = prior if run.proposal is run.prior else to_device(run.proposal, run.device)
@@ -58,7 +60,10 @@ def train(run: Run) -> Path:
     outcomes = json.dumps([asdict(o) for o in trained.phases])
     counts = {"refused": trained.refused, "skipped": trained.skipped}
     attributes = key.attributes() | {"history": history, "phases": outcomes} | counts
-    Posterior(run.case, run.simulator, network).save(output, attributes=attributes)
+    posterior = Posterior(
+        run.case, run.simulator, network, typicality_model=_simulations_seen(network, training, all_held_out)
+    )
+    posterior.save(output, attributes=attributes)
     if trained.refused:
         console.print(f"train: {trained.refused} draws had no finite likelihood or prior: no weight, no gradient")
     if trained.skipped:
@@ -77,14 +82,22 @@ def load_simulations(run: Run) -> tuple[TrainingSet, TrainingSet]:
         raise InputError(f"{path}: /theta is missing")
     with open_hdf5(path) as file:
         count = int(np.asarray(file.attrs[HELD_OUT]))
-    checked = min(count, HELD_OUT_ROWS)
     parts = []
-    for part in (data.rows(0, checked), data.rows(count, len(data))):
+    for part in (data.rows(0, count), data.rows(count, len(data))):
         assert part.theta is not None
         parts.append(
             training_set(run.simulator, part.theta, part.x, prior=run.prior, proposal=run.proposal, device=run.device)
         )
     return parts[0], parts[1]
+
+
+def _simulations_seen(network: PosteriorNetwork, training: TrainingSet, held_out: TrainingSet) -> Typicality | None:
+    """What tells whether an observation is like the simulations; None, and a line that says so, where there are too few."""
+    try:
+        return Typicality.fit(network.eval(), training.inputs, held_out.inputs)
+    except InputError as error:
+        console.print(f"train: no typicality of observations: {error}")
+        return None
 
 
 def _initial_network(run: Run, training: TrainingSet) -> PosteriorNetwork:

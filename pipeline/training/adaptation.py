@@ -1,4 +1,4 @@
-r"""Adaptation: a copy of q follows its own weighted draws to the posterior of one observation.
+r"""Adaptation: a copy of q follows its own weighted draws to the posterior of one observation, for R of them at once.
 
 Where q is far off, its ELBO leads it into the nearest mode. Weighted draws do not: the copy is fitted by maximum
 likelihood (forward KL) to draws whose weights are tempered,
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pipeline.estimators.copies import clip_each, copies_of
 from pipeline.estimators.importance import WeightedDraws, ess_fraction, systematic_resample, usable_log_weight
 from pipeline.estimators.network import Condition, PosteriorNetwork
 from pipeline.estimators.proposal import Amortized, Mixture, weigh
@@ -46,19 +47,23 @@ def adapt(
     generator: torch.Generator,
     advance: Callable[..., None] | None = None,
 ) -> tuple[PosteriorNetwork, int]:
-    """A copy of `network` that has followed its weighted draws on x (one row), its embedding unchanged.
+    """Copies of `network` that have followed their weighted draws on x, one for each of its R rows.
+
+    A copy that is there stays as it is while others go on.
 
     Args:
         condition: of x, from the amortized embedding.
-        first: draws of the amortized q, already weighted.
-        advance: told of each round, with the effective share of the draws as note.
+        first: draws of the amortized q, already weighted, (K, R).
+        advance: told of each round, with the mean effective share of the draws as note.
 
     Returns:
-        the copy, and how many values of theta the likelihood was evaluated at.
+        the copies, and how many values of theta the likelihood was evaluated at for each row.
     """
-    adapted = copy.deepcopy(network).requires_grad_(False)
+    adapted = copies_of(network, len(condition.context))
     condition = Condition(*(t.detach() for t in condition))
-    draws, calls, passed = first, 0, False
+    draws, calls = first, 0
+    passed = torch.zeros(len(condition.context), dtype=torch.bool, device=condition.context.device)
+    done = passed
     mixture = Mixture(
         [
             Amortized(adapted, condition),
@@ -70,33 +75,39 @@ def adapt(
     for round_ in range(settings.rounds):
         log_weight = usable_log_weight(draws.log_weight)
         power = largest_power(log_weight, settings.effective_share)
-        index, _ = systematic_resample(power * log_weight, settings.draws, generator=generator)
-        _fit(adapted, condition, draws.theta[index[:, 0], 0], settings=settings, generator=generator)
+        index, _ = systematic_resample(_tempered(log_weight, power), settings.draws, generator=generator)
+        theta = draws.theta.gather(0, index[..., None].expand(-1, -1, draws.theta.shape[-1]))
+        _fit(adapted, condition, theta, active=~done, settings=settings, generator=generator)
         draws = weigh(mixture, simulator, prior, x, draws=settings.draws, generator=generator)
         calls += settings.draws
-        share = float(ess_fraction(draws.log_weight))
+        share = ess_fraction(draws.log_weight)
         if advance:
-            advance(1, note=f"power {power:.3f}, effective {share:.3f}")
+            advance(1, note=f"power {float(power.mean()):.3f}, effective {float(share.mean()):.3f}")
         # twice in a row: draws of a q that is too narrow may look good once
-        passed, passed_before = power == 1 and share >= settings.enough, passed
-        if passed and passed_before:
+        passed, passed_before = (power == 1) & (share >= settings.enough), passed
+        done = done | (passed & passed_before)
+        if bool(done.all()):
             if advance:
                 advance(settings.rounds - round_ - 1)
             break
     return adapted, calls
 
 
-def largest_power(log_weight: Tensor, effective_share: float) -> float:
-    r"""The largest $b \le 1$ for which $w^b$ leaves `effective_share` of the draws effective, (K, 1); 1 where w does."""
-    if bool(ess_fraction(log_weight) >= effective_share):
-        return 1.0
-    low, high = 0.0, 1.0
+def largest_power(log_weight: Tensor, effective_share: float) -> Tensor:
+    r"""The largest $b \le 1$ for which $w^b$ leaves `effective_share` of the draws effective, (K, R) -> (R,)."""
+    low = torch.zeros(log_weight.shape[1], dtype=log_weight.dtype, device=log_weight.device)
+    high = torch.ones_like(low)
+    enough_at_once = ess_fraction(log_weight) >= effective_share
     for _ in range(30):
         middle = 0.5 * (low + high)
-        # a power of 0 gives draws of weight zero a weight: they keep none
-        enough = bool(ess_fraction(middle * log_weight) >= effective_share)
-        low, high = (middle, high) if enough else (low, middle)
-    return low
+        enough = ess_fraction(_tempered(log_weight, middle)) >= effective_share
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    return torch.where(enough_at_once, high.new_ones(()), low)
+
+
+def _tempered(log_weight: Tensor, power: Tensor) -> Tensor:
+    """power * log_weight; a power of 0 would give draws of weight zero a weight: they keep none."""
+    return torch.where(log_weight.isfinite(), power * log_weight, -math.inf)
 
 
 def _fit(
@@ -104,10 +115,11 @@ def _fit(
     condition: Condition,
     theta: Tensor,
     *,
+    active: Tensor,
     settings: AdaptSettings,
     generator: torch.Generator,
 ) -> None:
-    """Maximum likelihood on draws theta (S, D), in place; the average of the last weights is kept."""
+    """Maximum likelihood on draws theta (S, R, D) of the `active` rows (R,), in place; the average of the last weights is kept."""
     averaged = copy.deepcopy(network.flow)
     network.flow.requires_grad_(True)
     parameters = list(network.flow.parameters())
@@ -119,10 +131,11 @@ def _fit(
                 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
             )
             rows = torch.randint(len(theta), (BATCH,), generator=generator, device=theta.device)
-            loss = -network.log_q(theta[rows, None], condition).mean()
+            loss = -network.log_q(theta[rows], condition).mean(0)
             optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
+            # Adam is new in every round: without a gradient a copy that is done does not move
+            torch.where(active, loss, 0.0).sum().backward()
+            clip_each(parameters, GRADIENT_CLIP, copies=theta.shape[1])
             optimizer.step()
             follow(averaged, network.flow, min(AVERAGE, (1 + step) / (10 + step)))
     network.flow.load_state_dict(averaged.state_dict())

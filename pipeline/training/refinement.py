@@ -1,9 +1,9 @@
-r"""Refinement: a copy of q trained on the ELBO of one observation alone.
+r"""Refinement: a copy of q trained on the ELBO of one observation alone, for R observations at once.
 
     maximise  ELBO(x) = < log p(x|theta) + log p(theta) - log q(theta|x) >_q
 
 with path gradients, whose variance vanishes as q reaches the posterior. No simulations are needed: theta is
-drawn from q for ever. The copy serves that observation only.
+drawn from q for ever. Each copy serves its observation only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pipeline.estimators.copies import clip_each, copies_of
 from pipeline.estimators.network import Condition, PosteriorNetwork
 from pipeline.objectives.elbo import elbo
 from pipeline.settings import RefineSettings
@@ -37,16 +38,18 @@ def refine(
     generator: torch.Generator,
     advance: Callable[..., None] | None = None,
 ) -> PosteriorNetwork:
-    """A copy of `network` whose flow is fine-tuned on x (one row), its embedding unchanged.
+    """Copies of `network` whose flows are fine-tuned on x, one for each of its R rows, the embedding unchanged.
 
     Args:
+        network: the amortized network, or copies of it for the same rows (`copies_of`).
         condition: of x, from the amortized embedding.
-        advance: told of each step, with the current ELBO as note.
+        advance: told of each step, with the current mean ELBO as note.
 
     Returns:
-        the copy, with the running average of the weights of the last steps.
+        the copies, with the running average of the weights of the last steps.
     """
-    refined = copy.deepcopy(network)
+    copies = len(condition.context)
+    refined = copies_of(network, copies)
     averaged = copy.deepcopy(refined.flow)
     refined.flow.requires_grad_(True)
     parameters = list(refined.flow.parameters())
@@ -66,8 +69,8 @@ def refine(
                 log_prior=prior.log_prob,
             )
             optimizer.zero_grad()
-            (-bound.value).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
+            (-bound.value * copies).backward()  # a mean over rows; each copy is to get the gradient of its own
+            clip_each(parameters, GRADIENT_CLIP, copies=copies)
             optimizer.step()
             decay = min(AVERAGE, (1 + step) / (10 + step))
             follow(averaged, refined.flow, decay)

@@ -274,6 +274,8 @@ def test_help_is_quick_and_has_an_example(tmp_path: Path) -> None:
         "compare",
         "report",
         "check",
+        "combine",
+        "population",
         "show",
         "simulators",
         "schema",
@@ -292,3 +294,21 @@ def test_show_simulators_schema(tmp_path: Path, root: Path) -> None:
     schema = json.loads(elboscope("schema", cwd=tmp_path).stdout)
     assert "validate" in schema["properties"]
     assert "train" in schema["properties"]
+
+
+def test_combine_and_population_refuse_what_does_not_fit(tmp_path: Path) -> None:
+    """One line and exit code 2, and no output."""
+    (tmp_path / "population.yaml").write_text(
+        "parameters: {t: {normal: [mu, 1]}}\nhyperpriors: {m: {uniform: [0, 1]}}\n"
+    )
+    (tmp_path / "good.yaml").write_text("parameters: {t: {normal: [mu, 1]}}\nhyperpriors: {mu: {uniform: [0, 1]}}\n")
+    for arguments, expected in (
+        (("combine", "none.safetensors", "rows.h5"), "none.safetensors: no such file"),
+        (("population", "none.h5", "population.yaml"), "hyperparameter 'mu' has no hyperprior; did you mean 'm'?"),
+        (("population", "none.h5", "good.yaml"), "none.h5: no such file"),
+    ):
+        done = elboscope(*arguments, "--out", "out.h5", cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert expected in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert not (tmp_path / "out.h5").exists()

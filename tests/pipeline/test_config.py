@@ -82,7 +82,7 @@ def test_an_unknown_key_names_the_nearest_at_every_depth(
 
 def test_an_unknown_key_like_nothing_lists_what_is_known(tmp_path: Path) -> None:
     message = message_of(LEAST | {"infer": {"xyzzy": 1}}, folder=tmp_path)
-    assert message.startswith("unknown key 'infer.xyzzy'; known here: draws, proposals, refine, ")
+    assert message.startswith("unknown key 'infer.xyzzy'; known here: draws, proposals, equal_proposals, refine, ")
 
 
 def test_the_block_validate_is_known_by_both_names(tmp_path: Path) -> None:

@@ -22,6 +22,10 @@ GOOD = {
     "amortized_log_evidence_error": 0.0084,
     "amortized_ess_fraction": 0.47,
     "amortized_pareto_k": 0.55,
+    "proposals": 20_000,
+    "r_hat": 1.004,
+    "typicality": 0.4,
+    "predictive": 0.7,
 }
 
 

@@ -1,0 +1,276 @@
+r"""Repeated observations of one object: one posterior from all rows together, with the certificate of `infer`.
+
+    log p(x_1 .. x_N | theta)  =  sum_n log p(x_n | theta)
+
+Rows are independent given theta; each has its own observing conditions. The weights are those of the joint data, and
+the certificate speaks of the mixture that `pipeline.stages.product` builds and adapts: `log_evidence` is that of all
+rows together.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.baselines.evidence_check import StudentMixture
+from pipeline.errors import InputError
+from pipeline.estimators.importance import Evidence, WeightedDraws, summarize, systematic_resample
+from pipeline.estimators.network import BLOCK
+from pipeline.estimators.posterior import Posterior, load_posterior
+from pipeline.progress import console, progress_bar
+from pipeline.rng import derived_seed, generator
+from pipeline.schema import CERTIFICATE, STAGE, VERDICTS
+from pipeline.settings import CaseSettings, InferSettings
+from pipeline.stages.netcdf import create_dimensions, create_variable, write_netcdf
+from pipeline.stages.product import Array, Coordinates, adapt_mixture, first_proposal
+from pipeline.stages.run import load_observation, with_digests
+from pipeline.stages.verdicts import MOST_MISSED, verdict_of
+from pipeline.store import DataSet, content_key, input_digest, read_attribute, read_key, stamp
+from simulators.priors import prior_of
+from simulators.protocol import Data, has_likelihood, log_likelihood
+
+STAGE_NAME = "combine"
+VERSION = 1
+ROWS = 1_024
+"""Rows whose likelihood is evaluated at once: with BLOCK points at once, bounds memory for any N."""
+
+
+@dataclass(frozen=True)
+class Combined:
+    """One posterior from N rows.
+
+    Attributes:
+        theta: (draws, D), equally weighted.
+        proposals: the weighted draws behind them, (K, 1, D).
+        evidence: figures of the mixture that drew them, (1,) each; `log_evidence` of all rows together.
+        verdict: `exact`, `corrected` or `failed`.
+        note: why it failed, where another reason than the weights is known.
+        repeated_fraction: share of delivered draws that repeat another.
+        likelihood_calls: values of theta at which the likelihood of all N rows was evaluated.
+    """
+
+    theta: Tensor
+    proposals: WeightedDraws
+    evidence: Evidence
+    verdict: str
+    note: str
+    repeated_fraction: float
+    likelihood_calls: int
+
+
+def combine(posterior: Posterior, x: Mapping[str, Tensor], *, settings: InferSettings, seed: int = 0) -> Combined:
+    r"""Posterior of the theta that all rows of x share, $p(\theta | x_1 .. x_N) \propto p(\theta) \prod_n p(x_n | \theta)$.
+
+    The draws that certify are independent of those that the mixture was fitted to.
+
+    Args:
+        x: every observable, (N, ...) each.
+        settings: `draws` delivered, `most_proposals` weighted, thresholds of the verdicts; `refine.adapt` has rounds
+            and draws of the adaptation.
+        seed: every random number is a function of it.
+
+    Raises:
+        InputError: the simulator has no likelihood, or the likelihood of all rows together is zero wherever it was tried.
+    """
+    simulator = posterior.simulator
+    if not has_likelihood(simulator):
+        raise InputError(f"combine: simulator {simulator.name!r} has no log_likelihood, which the weights need")
+    data = posterior.data(x)
+    coordinates, start = first_proposal(posterior, data, seed=seed)
+
+    def log_joint(v: Array) -> Array:
+        theta, log_det = coordinates.to_theta(torch.from_numpy(v))
+        terms = joint_terms(posterior, theta, data)
+        return (terms[0] + terms[1] + log_det).numpy()
+
+    options = settings.refine.adapt
+    with progress_bar("adapt", options.rounds) as advance:
+        adapted = adapt_mixture(start, log_joint, settings=options, seed=seed, advance=advance)
+    count = settings.most_proposals
+    with progress_bar("weigh", count) as advance:
+        draws = _weigh(posterior, data, coordinates, adapted.mixture, count, seed=seed, advance=advance)
+    evidence = summarize(draws)
+    verdict, note = verdict_of(evidence, settings, count), ""
+    missed = adapted.largest_share(float(evidence.log_evidence), count)
+    if missed > MOST_MISSED:
+        verdict, note = "failed", _why_missed(missed)
+    order, repeated = systematic_resample(
+        draws.log_weight, settings.draws, generator=generator(seed, f"{STAGE_NAME}-deliver")
+    )
+    return Combined(
+        theta=draws.theta[order[:, 0], 0],
+        proposals=draws,
+        evidence=evidence,
+        verdict=verdict,
+        note=note,
+        repeated_fraction=float(repeated),
+        likelihood_calls=count + len(adapted.v),
+    )
+
+
+def _why_missed(share: float) -> str:
+    return (
+        f"a draw met while adapting would carry {share:.1%} of all weight: the mixture may have lost a mode; "
+        "raise infer.refine.adapt.draws"
+    )
+
+
+@torch.no_grad()
+def joint_terms(posterior: Posterior, theta: Tensor, x: Data) -> tuple[Tensor, Tensor]:
+    r"""$\sum_n \log p(x_n | \theta)$ and $\log p(\theta)$, theta (K, D) -> (K,), (K,), float64 on the CPU."""
+    rows = len(next(iter(x.values())))
+    total = torch.zeros(len(theta), dtype=torch.float64)
+    for first in range(0, rows, ROWS):
+        part = {k: v[first : first + ROWS] for k, v in x.items()}
+        size = min(ROWS, rows - first)
+        step = max(1, BLOCK // size)
+        for k in range(0, len(theta), step):
+            block = theta[k : k + step].to(posterior.device)
+            repeated = block[:, None].expand(-1, size, -1)
+            total[k : k + step] += log_likelihood(posterior.simulator, repeated, part).double().sum(-1).cpu()
+    return total, prior_of(posterior.simulator).log_prob(theta).double()
+
+
+def _weigh(
+    posterior: Posterior,
+    x: Data,
+    coordinates: Coordinates,
+    mixture: StudentMixture,
+    draws: int,
+    *,
+    seed: int,
+    advance: Callable[..., None],
+) -> WeightedDraws:
+    r"""Draws of the mixture with $\log q(\theta) = \log m(v) - \log |d\theta / dv|$, in parts of a tenth."""
+    rng = np.random.default_rng(derived_seed(seed, f"{STAGE_NAME}-weigh"))
+    parts: list[tuple[Tensor, ...]] = []
+    step = max(1_000, draws // 10)
+    for k in range(0, draws, step):
+        v = mixture.sample(min(step, draws - k), rng)
+        theta, log_det = coordinates.to_theta(torch.from_numpy(v))
+        log_q = torch.from_numpy(mixture.log_prob(v)) - log_det
+        parts.append((theta, log_q, *joint_terms(posterior, theta, x)))
+        advance(len(v))
+    theta, *densities = (torch.cat(p)[:, None] for p in zip(*parts, strict=True))
+    return WeightedDraws(theta, *densities)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def combine_observations(
+    posterior_path: Path,
+    observations: Path,
+    output: Path,
+    *,
+    settings: InferSettings,
+    case: CaseSettings | None,
+    seed: int,
+    device: torch.device,
+) -> Path:
+    """One posterior from all rows of `observations`, with any trained posterior, into a file of the layout of `infer`.
+
+    Args:
+        case: settings that name the simulator, where it is the user's own; default: those in the posterior.
+
+    Raises:
+        InputError: an input that does not fit, or an output that something else wrote.
+    """
+    inputs = {"posterior": input_digest(posterior_path), "observation": input_digest(observations)}
+    named = with_digests(case.dump("simulator")["simulator"]) if case else None  # else the posterior's own
+    relevant = {"infer": settings.model_dump(mode="json"), "seed": seed, "simulator": named}
+    key = content_key(STAGE_NAME, VERSION, relevant | {"name": observations.stem}, inputs)
+    if read_key(output) == key:
+        console.print(f"combine: {output} is up to date")
+        return output
+    if output.exists() and read_attribute(output, STAGE) != STAGE_NAME:
+        raise InputError(f"{output}: exists and was not written by `elboscope combine`; choose another --out")
+    started = time.monotonic()
+    posterior = load_posterior(posterior_path, case=case, device=device)
+    data = load_observation(posterior.simulator, observations)
+    combined = combine(posterior, data.x, settings=settings, seed=seed)
+    resolved = (case or posterior.case).dump() | {"infer": settings.model_dump(mode="json"), "seed": seed}
+    attributes = stamp(stage=STAGE_NAME, key=key, settings=resolved, inputs=inputs, started=started)
+    write_combined(output, posterior, data, combined, observations.stem, attributes)
+    _print(observations.stem, len(data), combined)
+    console.print(f"combine: {output} ({time.monotonic() - started:.1f} s)")
+    return output
+
+
+def _print(name: str, rows: int, combined: Combined) -> None:
+    e = combined.evidence
+    console.print(
+        f"{name}: {rows} rows, {combined.verdict}: {VERDICTS[combined.verdict]}"
+        + (f". {combined.note}" if combined.note else "")
+    )
+    console.print(
+        f"{name}: log evidence of all rows {float(e.log_evidence):.3f} ± {float(e.log_evidence_error):.4f}, gap {float(e.kl_gap):.4f}, "
+        f"ESS fraction {float(e.ess_fraction):.3f}, pareto k {float(e.pareto_k):.2f}"
+    )
+
+
+def certificate_of(combined: Combined) -> dict[str, float]:
+    """Numbers of the certificate by their names in `schema.CERTIFICATE`; NaN for what no product of posteriors has."""
+    own = {f.name: float(getattr(combined.evidence, f.name)) for f in fields(Evidence)}
+    own |= {
+        "proposals": float(len(combined.proposals.log_q)),
+        "repeated_fraction": combined.repeated_fraction,
+        "likelihood_calls": float(combined.likelihood_calls),
+    }
+    return {name: own.get(name, float("nan")) for name in CERTIFICATE}
+
+
+def write_combined(
+    path: Path, posterior: Posterior, data: DataSet, combined: Combined, name: str, attributes: Mapping[str, Any]
+) -> None:
+    """Write the layout of `inference.h5` with one observation, `name`; the observations of `observed_data` are the N rows."""
+
+    def fill(file: Any) -> None:
+        file.attrs["parameters"] = json.dumps(list(posterior.parameters))
+        _fill_draws(file, posterior, combined, [name])
+        _fill_certificate(file, combined, [name])
+        group = file.create_group("observed_data")
+        observables = posterior.simulator.observables
+        sizes = {f"{o.name}_dim_{i}": size for o in observables for i, size in enumerate(o.shape)}
+        create_dimensions(group, **sizes, observation=data.ids)
+        for o in observables:
+            dimensions = ("observation", *(f"{o.name}_dim_{i}" for i in range(len(o.shape))))
+            values = data.x[o.name].cpu().numpy()
+            create_variable(group, o.name, dimensions, values, units=o.unit, role=o.role, long_name=o.label)
+
+    write_netcdf(path, fill, attributes)
+
+
+def _fill_draws(file: Any, posterior: Posterior, combined: Combined, ids: Sequence[str]) -> None:
+    group = file.create_group("posterior")
+    group.attrs["inference_library"] = "elboscope"
+    proposal = file.create_group("proposal")
+    theta, proposed = combined.theta.numpy(), combined.proposals.theta.numpy()
+    create_dimensions(group, chain=1, draw=len(theta), observation=ids)
+    create_dimensions(proposal, proposal_draw=len(proposed), observation=ids)
+    for d, p in enumerate(posterior.simulator.parameters):
+        words = {"units": p.unit, "long_name": p.label}
+        create_variable(group, p.name, ("chain", "draw", "observation"), theta[None, :, d, None], **words)
+        create_variable(proposal, p.name, ("proposal_draw", "observation"), proposed[:, :, d], **words)
+    for name in ("log_q", "log_likelihood", "log_joint", "log_weight"):
+        values = getattr(combined.proposals, name).numpy()
+        create_variable(proposal, name, ("proposal_draw", "observation"), values, units="nat")
+
+
+def _fill_certificate(file: Any, combined: Combined, ids: Sequence[str]) -> None:
+    group = file.create_group("certificate")
+    create_dimensions(group, observation=ids)
+    for name, value in certificate_of(combined).items():
+        create_variable(group, name, ("observation",), np.array([value]), long_name=CERTIFICATE[name])
+    create_variable(group, "atypical", ("observation",), np.zeros(1, dtype=np.int8), long_name="not examined: 0")
+    words = "; ".join(f"{k}: {v}" for k, v in VERDICTS.items())
+    create_variable(group, "verdict", ("observation",), [combined.verdict], long_name=words)
+    create_variable(group, "note", ("observation",), [combined.note])

@@ -1,0 +1,65 @@
+"""Verdicts, by the thresholds of the settings: what the weights of a q must show, and what a repair must not lose."""
+
+from __future__ import annotations
+
+from pipeline.estimators.importance import Evidence
+from pipeline.settings import InferSettings
+
+MOST_MISSED = 0.02
+"""Share of all weight that a draw of the amortized q may carry at most under the refined mixture."""
+
+
+def verdict_of(evidence: Evidence, settings: InferSettings, draws: int) -> str:
+    """`exact`, `corrected` or `failed` for the weights of one observation."""
+    if is_exact(evidence, settings):
+        return "exact"
+    ess, k = float(evidence.ess_fraction), float(evidence.pareto_k)
+    if ess * draws >= settings.corrected_ess and k <= settings.corrected_pareto_k:
+        return "corrected"
+    return "failed"
+
+
+def is_equal(evidence: Evidence, settings: InferSettings) -> bool:
+    """Whether weights are so nearly equal that a few draws say all about them."""
+    ess, k = float(evidence.ess_fraction), float(evidence.pareto_k)
+    return ess >= settings.equal_ess_fraction and k <= settings.equal_pareto_k
+
+
+def is_exact(evidence: Evidence, settings: InferSettings) -> bool:
+    """Whether the weights themselves are good.
+
+    pareto_k is the shape of the tail of the weights and knows nothing of its size. Where the effective sample size
+    is nearly the number of draws, the tail carries next to nothing, and the limit of reliability is enough.
+    """
+    ess, k = float(evidence.ess_fraction), float(evidence.pareto_k)
+    return is_equal(evidence, settings) or (ess >= settings.exact_ess_fraction and k <= settings.exact_pareto_k)
+
+
+def why_rejected(refined: Evidence, amortized: Evidence, settings: InferSettings, *, missed: float = 0.0) -> str:
+    """Empty if a refinement passes, else the reason.
+
+    It needs what `exact` needs, and must not have lost anything: see `what_it_lost`.
+    """
+    if not is_exact(refined, settings):
+        return f"refinement reached ess_fraction {float(refined.ess_fraction):.3f} and pareto_k {float(refined.pareto_k):.2f} only"
+    return what_it_lost(refined, amortized, missed=missed)
+
+
+def what_it_lost(repaired: Evidence, amortized: Evidence, *, missed: float, rung: str = "refinement") -> str:
+    """Empty if a repair has kept what the amortized q had seen: it must not certify itself by forgetting a mode.
+
+    Its evidence must not fall by more than the errors of both. Where a single draw of the amortized q carries most of
+    its weight, that error says nothing; so no amortized draw may be one that the repaired q all but misses.
+
+    Args:
+        missed: share of all weight that a single amortized draw would carry among the draws of the repaired q.
+        rung: what repaired it, for the reason.
+    """
+    fall = float(amortized.log_evidence - repaired.log_evidence)
+    error = float((amortized.log_evidence_error.square() + repaired.log_evidence_error.square()).sqrt())
+    # two standard errors of the difference, so that one honest repair in forty is turned away, not one in six
+    if fall > 2 * error:
+        return f"{rung} lost {fall:.4f} nats of evidence, more than the error {error:.4f}: it may have forgotten a mode"
+    if missed > MOST_MISSED:
+        return f"a draw of the amortized q would carry {missed:.1%} of all weight: the {rung} may have forgotten a mode"
+    return ""
