@@ -15,6 +15,9 @@ inference.h5, netCDF-4/HDF5, one variable a name below:
     certificate         CERTIFICATE, a value each         (observation)
     observed_data       /x of the observations            (observation, ...)
 
+A catalogue's parts, while it is made, have the same layout, in the folder inference.h5.parts. combined.h5 (`elboscope combine`)
+has it with one posterior for N rows of observed_data; population.h5 (`elboscope population`) has group posterior, one variable a hyperparameter.
+
 validation.h5: group `calibration`: theta_true (N, D), theta_draws (L, N, D), ranks (N, D), tarp_alpha,
     tarp_expected_coverage, ess_fraction (N,); comparison.h5: one group a baseline: draws (S, D).
 

@@ -33,6 +33,8 @@ from pipeline.estimators.whitening import Whitening, fit_whitening
 
 REFERENCE_ROWS = 4_000
 """Training simulations that the distances are fitted to, at most: half for the cloud, half for the ranks."""
+REFERENCE_NUMBERS = 20_000_000
+"""Features of the reference at most, where that leaves a thousand rows: 10,000 columns then take seconds to fit."""
 LEAST_REFERENCE = 8
 """Fewest simulations from which a cloud is made."""
 NEIGHBOUR = 5
@@ -111,7 +113,7 @@ class Typicality:
     def fit(cls, network: PosteriorNetwork, reference: NetworkInput, held_out: NetworkInput) -> Typicality:
         """Fit the distances to `reference`, simulations that the network may have seen, and rank by `held_out`, which it has not.
 
-        At most REFERENCE_ROWS rows of the reference are used, evenly spaced.
+        At most REFERENCE_ROWS rows of the reference are used, evenly spaced, fewer where features are many.
 
         Raises:
             InputError: fewer than LEAST_REFERENCE simulations, none held out, or features that are not finite.
@@ -121,8 +123,10 @@ class Typicality:
             raise InputError(
                 f"typicality: expected at least {LEAST_REFERENCE} simulations for training and one held out, got {count} and {len(held_out.features)}; raise simulate.count or simulate.held_out"
             )
-        kept = torch.arange(min(count, REFERENCE_ROWS), device=reference.features.device) * count
-        views = seen_by(network, reference.rows(kept // min(count, REFERENCE_ROWS)))
+        most = max(1_000, min(REFERENCE_ROWS, REFERENCE_NUMBERS // reference.features.shape[1]))
+        rows = min(count, most)
+        kept = torch.arange(rows, device=reference.features.device) * count // rows
+        views = seen_by(network, reference.rows(kept))
         if not all(bool(v.isfinite().all()) for v in views):
             raise InputError("typicality: features, pilot or embedding of a training simulation are not finite")
         clouds = tuple(_fit_cloud(v) for v in views)

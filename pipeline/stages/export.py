@@ -61,8 +61,9 @@ def export(
 def write_table(table: QTable, output: Path, format: str | None = None) -> None:
     """Write a table, complete or absent.
 
-    ECSV keeps everything. FITS has units as TUNIT, those that its standard does not know converted to SI, and, of `meta`, the cards SOURCE, CONTKEY (content key) and INPUTS
-    (digests, JSON). CSV has units in the names of the columns, `velocity [m / s]`, and no metadata.
+    ECSV keeps everything. FITS has units as TUNIT, those that its standard does not know converted to SI, and, of `meta`,
+    the cards SOURCE, CONTKEY (content key) and INPUTS (digests, JSON). CSV has units in the names of the columns,
+    `velocity [m / s]`, and no metadata.
 
     Raises:
         InputError: a suffix that names no format, or text or units that FITS cannot hold.
@@ -83,7 +84,7 @@ def _write_fits(table: Any, output: Path, temporary: Path) -> None:
     plain = table.copy(copy_data=False)
     foreign = {n: c.unit for n, c in table.columns.items() if c.unit is not None and not _fits_knows(c.unit)}
     for name in foreign:
-        plain[name] = table[name].si
+        plain[name] = _in_si(table[name], name, output)
     meta: Any = table.meta
     cards = {
         "SOURCE": meta.get("file"),
@@ -100,6 +101,20 @@ def _write_fits(table: Any, output: Path, temporary: Path) -> None:
     if foreign:
         units = ", ".join(sorted({str(unit) for unit in foreign.values()}))
         console.print(f"export: {output}: the FITS standard does not know the units {units}: converted to SI")
+
+
+def _in_si(column: Any, name: str, output: Path) -> Any:
+    from astropy.units import UnitConversionError
+
+    try:
+        converted = column.si
+    except UnitConversionError:  # one that cannot be decomposed, such as electron
+        converted = column
+    if not _fits_knows(converted.unit):
+        raise InputError(
+            f"{output}: FITS cannot hold {name} in {column.unit}, nor in SI units; export as .ecsv instead"
+        )
+    return converted
 
 
 def _fits_knows(unit: object) -> bool:

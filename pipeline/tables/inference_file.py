@@ -19,7 +19,7 @@ from pipeline.schema import CERTIFICATE, CONTENT_KEY, INPUTS, SETTINGS, STAGE
 from pipeline.store import open_hdf5
 
 BLOCK_BYTES = 1 << 26
-"""Bytes of draws of one parameter that are read at once: 64 MiB are 4,000 observations of 2,000 draws."""
+"""Bytes of draws that are read at once: 64 MiB are 800 observations of 2,000 draws of 5 parameters."""
 VERDICT, NOTE, ATYPICAL = "verdict", "note", "atypical"
 
 Array = NDArray[np.float64]
@@ -92,7 +92,7 @@ class InferenceFile:
         variables = [group[p.name] for p in self.parameters]
         chains, draws, _ = variables[0].shape
         chunk = variables[0].chunks[2] if variables[0].chunks else 1
-        step = max(1, BLOCK_BYTES // (8 * chains * draws))
+        step = max(1, BLOCK_BYTES // (8 * chains * draws * len(variables)))
         step = step // chunk * chunk or chunk
         for block in np.unique(rows // step):
             positions = np.flatnonzero(rows // step == block)
@@ -168,12 +168,13 @@ class InferenceFile:
 
 
 @contextmanager
-def open_inference(path: Path) -> Iterator[InferenceFile]:
+def open_inference(path: str | Path) -> Iterator[InferenceFile]:
     """Open an `inference.h5` for reading.
 
     Raises:
         InputError: missing, not HDF5, damaged, or without the groups of an inference file.
     """
+    path = Path(path)
     with open_hdf5(path) as file:
         missing = [n for n in ("posterior", "certificate") if not isinstance(file.get(n), h5py.Group)]
         if missing or VERDICT not in file["certificate"]:  # pyright: ignore[reportOperatorIssue]

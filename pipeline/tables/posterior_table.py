@@ -127,7 +127,7 @@ def _with_unit(values: Any, unit: str) -> Any:
         return values
     from astropy import units
 
-    return units.Quantity(values, units.Unit(unit), copy=False)
+    return values << units.Unit(unit)  # not Quantity(): logarithmic units have classes of their own
 
 
 def _table(columns: dict[str, Any], descriptions: dict[str, str], inference: InferenceFile) -> QTable:

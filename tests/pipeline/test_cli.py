@@ -277,6 +277,9 @@ def test_help_is_quick_and_has_an_example(tmp_path: Path) -> None:
         "combine",
         "population",
         "show",
+        "export",
+        "evidence",
+        "plot",
         "simulators",
         "schema",
     ):

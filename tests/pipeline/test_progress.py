@@ -54,3 +54,15 @@ def test_messages_go_to_the_error_stream_as_they_are() -> None:
     with progress.console.capture() as captured:
         progress.console.print("dvdt [m / (s d)]")
     assert captured.get() == "dvdt [m / (s d)]\n"
+
+
+def test_a_bar_within_a_bar_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, terminal=True)
+    with progress.progress_bar("infer", 3) as outer:
+        display = progress._live[0]
+        with progress.progress_bar("refine", 7) as inner:
+            inner(5)
+            assert [(t.description, t.completed) for t in display.tasks] == [("infer", 0), ("refine", 5)]
+        outer(3)
+        assert [(t.description, t.completed) for t in display.tasks] == [("infer", 3)]
+    assert progress._live == []

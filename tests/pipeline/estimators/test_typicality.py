@@ -130,7 +130,8 @@ def test_honest_observations_are_flagged_as_often_as_stated(name: str, kind: str
     assert float(p.min()) >= 1 / (1 + HELD_OUT)
     assert float(p.max()) <= 1
     # two samples of one distribution: p is the rank of one in the other
-    assert stats.ks_2samp(typicality.score(network, fresh).numpy(), typicality.scores.numpy()).pvalue > 1e-3
+    same: Any = stats.ks_2samp(typicality.score(network, fresh).numpy(), typicality.scores.numpy())
+    assert same.pvalue > 1e-3
     for level in (0.01, 0.1):
         error = math.sqrt(level * (1 - level) * (1 / FRESH + 1 / HELD_OUT))
         assert float((p <= level).double().mean()) == pytest.approx(level, abs=4 * error)

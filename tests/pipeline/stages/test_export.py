@@ -74,6 +74,9 @@ def test_units_and_text_in_each_format(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="FITS holds ASCII only, and 'β Pic' is not; export as .ecsv"):
         write_table(QTable({"id": ["β Pic"]}), tmp_path / "u.fits")
     assert not (tmp_path / "u.fits").exists()
+    for unit in ("dex(cm / s2)", "electron"):
+        with pytest.raises(InputError, match="FITS cannot hold m in .*, nor in SI units; export as .ecsv"):
+            write_table(QTable({"m": np.ones(1) << u.Unit(unit)}), tmp_path / "u.fits")
     write_table(QTable({"id": ["β Pic"]}), tmp_path / "u.ecsv")
     assert QTable.read(tmp_path / "u.ecsv")["id"][0] == "β Pic"
 

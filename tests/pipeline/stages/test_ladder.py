@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from pipeline.estimators.importance import Evidence
 from pipeline.estimators.posterior import Posterior, load_posterior
-from pipeline.settings import InferSettings, RefineSettings
-from pipeline.stages.ladder import climb, one_row, verdict_of, why_rejected
+from pipeline.settings import InferSettings, RefineSettings, SampleSettings
+from pipeline.stages.ladder import climb, climb_all, one_row
 from pipeline.stages.run import Run
+from pipeline.stages.verdicts import verdict_of, why_rejected
 
 
 def evidence(*, log_evidence: float = -5.0, error: float = 0.001, ess: float = 0.9, k: float = 0.1) -> Evidence:
@@ -86,3 +89,76 @@ def test_delivered_draws_depend_on_seed_and_index_alone(posterior: Posterior, tr
     first, again, other = (climb(posterior, x, settings=settings, seed=1, index=i).theta for i in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_rows_of_a_catalogue_are_repaired_together_as_they_would_be_alone(posterior: Posterior, trained: Run) -> None:
+    x = trained.observation().x
+    bad = spoil(posterior, shift=2.0)
+    outcomes = climb_all(bad, x, settings=InferSettings(refine=RefineSettings(steps=200)), seed=1, index=0)
+    exact = trained.simulator.log_evidence(x["x"])  # pyright: ignore[reportAttributeAccessIssue]
+    for n, outcome in enumerate(outcomes):
+        assert outcome.verdict == "refined"
+        assert float(outcome.evidence.log_evidence) == pytest.approx(float(exact[n]), abs=0.01)
+        mean = trained.simulator.posterior(x["x"]).mean[n]  # pyright: ignore[reportAttributeAccessIssue]
+        torch.testing.assert_close(outcome.theta.mean(0), mean, atol=0.05, rtol=0)
+
+
+def test_few_draws_where_weights_are_nearly_equal_and_all_elsewhere(posterior: Posterior, trained: Run) -> None:
+    x = one_row(trained.observation().x, 0)
+    settings = InferSettings(draws=500, refine=RefineSettings(when="never"))
+    assert len(climb(posterior, x, settings=settings, seed=1, index=0).proposals.log_q) == 1_000
+    bad = spoil(posterior, shift=1.0)
+    assert len(climb(bad, x, settings=settings, seed=1, index=0).proposals.log_q) == 5_000
+
+
+@pytest.mark.parametrize("kind", ["prior", "wide"])
+def test_a_defensive_component_bounds_the_weights(posterior: Posterior, trained: Run, kind: str) -> None:
+    x = one_row(trained.observation().x, 0)
+    bad = spoil(posterior, shrink=0.6)
+    never = {"refine": RefineSettings(when="never"), "sample": SampleSettings(when="never")}
+    plain = climb(bad, x, settings=InferSettings(**never), seed=1, index=0)
+    share = InferSettings(defensive_share=0.2, defensive=kind, **never)  # pyright: ignore[reportArgumentType]
+    outcome = climb(bad, x, settings=share, seed=1, index=0)
+    assert float(outcome.evidence.pareto_k) < float(plain.evidence.pareto_k)
+    if kind == "prior":
+        draws = outcome.proposals
+        bound = draws.log_likelihood - math.log(0.2)
+        assert bool((draws.log_weight <= bound + 1e-9).all())
+        exact = float(trained.simulator.log_evidence(x["x"]))  # pyright: ignore[reportAttributeAccessIssue]
+        assert float(outcome.evidence.log_evidence) == pytest.approx(exact, abs=0.1)
+
+
+def test_what_nothing_else_repairs_is_sampled(posterior: Posterior, trained: Run) -> None:
+    x = one_row(trained.observation().x, 0)
+    bad = spoil(posterior, shift=6.0)
+    settings = InferSettings(
+        refine=RefineSettings(when="never"), sample=SampleSettings(walkers=32, steps=2_500, burn_in=500)
+    )
+    outcome = climb(bad, x, settings=settings, seed=1, index=0)
+    assert outcome.verdict == "sampled"
+    assert 1.0 <= outcome.r_hat < 1.02
+    exact = trained.simulator.posterior(x["x"])  # pyright: ignore[reportAttributeAccessIssue]
+    torch.testing.assert_close(outcome.theta.mean(0), exact.mean[0], atol=0.03, rtol=0)
+    evidence = float(trained.simulator.log_evidence(x["x"]))  # pyright: ignore[reportAttributeAccessIssue]
+    assert float(outcome.evidence.log_evidence) == pytest.approx(evidence, abs=0.01)
+    short = settings.model_copy(update={"sample": SampleSettings(walkers=32, steps=50, burn_in=1)})
+    failed = climb(bad, x, settings=short, seed=1, index=0)
+    assert failed.verdict == "failed"
+    assert "MCMC did not converge" in failed.note
+
+
+def test_atypical_shares_the_level_among_its_checks(posterior: Posterior, trained: Run) -> None:
+    x = one_row(trained.observation().x, 0)
+    outcome = climb(posterior, x, settings=InferSettings(refine=RefineSettings(when="never")), seed=1, index=0)
+    assert set(outcome.predictive) == {"log_likelihood", "x"}
+    assert replace(outcome, typicality=0.004, predictive={"x": 0.5}).is_atypical(0.01)
+    assert not replace(outcome, typicality=0.006, predictive={"x": 0.5}).is_atypical(0.01)
+    assert not replace(outcome, typicality=float("nan"), predictive={}).is_atypical(0.01)
+    far = climb(
+        posterior,
+        {"x": x["x"] + 20},
+        settings=InferSettings(refine=RefineSettings(when="never"), sample=SampleSettings(when="never")),
+        seed=1,
+        index=0,
+    )
+    assert far.is_atypical(0.01)

@@ -35,6 +35,12 @@ def test_summaries_are_numpys_with_units(tmp_path: Path, write_file: Callable[..
     assert table.meta["inputs"]["posterior"] == "cd" * 32
 
 
+def test_logarithmic_units(tmp_path: Path, write_file: Callable[..., np.ndarray]) -> None:
+    draws = write_file(tmp_path / "a.h5", ["x"], names=("logg", "tp"), units=("dex(cm / s2)", "d"))
+    table = pipeline.posterior_table(tmp_path / "a.h5")
+    assert table["logg"].physical[0].to_value(u.cm / u.s**2) == pytest.approx(10 ** draws[0].mean())
+
+
 def test_long_table_of_draws(
     tmp_path: Path, write_file: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
