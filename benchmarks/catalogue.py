@@ -38,7 +38,10 @@ from simulators.priors import proposal_of, sample
 RESULTS = Path(__file__).parent / "results" / "catalogue.csv"
 DRAWS = 1_000
 WALKERS, BURN_IN = 64, 500
-LADDERS = {"weights": ["infer.refine.when=never", "infer.sample.when=never"], "auto": []}
+LADDERS = {
+    "weights": ["infer.refine.when=never", "infer.sample.when=never"],
+    "auto": ["infer.refine.when=auto"],
+}  # a case may say `always`
 CHILD = """
 import json, resource, subprocess, sys
 code = subprocess.run(json.loads(sys.argv[1])).returncode
