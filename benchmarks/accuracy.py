@@ -32,6 +32,7 @@ import h5py
 import numpy as np
 import torch
 
+from benchmarks.table import append
 from pipeline.config import load_case
 from pipeline.diagnostics.c2st import c2st
 from pipeline.errors import InputError
@@ -112,17 +113,6 @@ def rows_done() -> list[dict[str, str]]:
         return []
     with RESULTS.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def append(rows: list[Row]) -> None:
-    """Add rows to the table."""
-    new = not RESULTS.is_file()
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(asdict(r) for r in rows)
 
 
 def case_of(task: str, schedule: str, simulations: int, seed: int, *more: str) -> CaseSettings:
@@ -245,7 +235,7 @@ def measure(
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
     }
-    append([Row(**key, **figures, **about) for figures in judge(task, run, draws, certify=certify)])
+    append(RESULTS, [asdict(Row(**key, **figures, **about)) for figures in judge(task, run, draws, certify=certify)])
     shutil.rmtree(folder)
 
 

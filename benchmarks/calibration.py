@@ -14,7 +14,6 @@ simulations, which finds the weighted draws once for all of its tests. Wall seco
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import platform
 import sys
@@ -33,6 +32,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from benchmarks.accuracy import ROOT, RUNS
+from benchmarks.table import append
 from pipeline.config import case_from_values, load_case
 from pipeline.diagnostics.uniformity import simultaneous_band
 from pipeline.estimators.posterior import Posterior, load_posterior
@@ -184,13 +184,7 @@ def main() -> None:
     rows = []
     for name in given.cases:
         found = measure(name, given.simulations, given.seed, given.runs)
-        new = not RESULTS.is_file()
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        with RESULTS.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows(found)
+        append(RESULTS, found)
         rows += found
     sys.stdout.write(table(rows) + "\n")
 

@@ -12,7 +12,6 @@ benchmarks/results/catalogue.csv.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ import h5py
 import numpy as np
 import torch
 
+from benchmarks.table import append
 from pipeline.baselines.emcee_sampler import run_emcee
 from pipeline.estimators.posterior import Posterior, load_posterior
 from pipeline.rng import derived_seed, generator
@@ -92,15 +92,10 @@ def emcee_seconds(posterior: Posterior, stars: Path, out: Path, count: int) -> t
     return float(np.mean(seconds)), float(np.mean(calls)), converged
 
 
-def append(row: dict[str, object]) -> None:
+def record(row: dict[str, object]) -> None:
     """Add a row to the table and print it."""
     row |= {"machine": f"{os.cpu_count()} cores {platform.machine()}, 1 thread", "date": time.strftime("%Y-%m-%d")}
-    new = not RESULTS.is_file()
-    with RESULTS.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    append(RESULTS, [row])
     sys.stdout.write(f"{row}\n")
     sys.stdout.flush()
 
@@ -125,7 +120,7 @@ def main() -> None:
             with h5py.File(out) as file:
                 verdicts = Counter(v.decode() for v in file["certificate/verdict"][:])  # pyright: ignore
                 made = float(np.mean(file["certificate/likelihood_calls"][:]))  # pyright: ignore
-            append(
+            record(
                 {
                     "ladder": given.ladder,
                     "observations": count,

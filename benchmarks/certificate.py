@@ -29,6 +29,7 @@ from pipeline.estimators.proposal import Mixture, Proposal
 from pipeline.rng import generator
 from pipeline.settings import InferSettings
 from pipeline.stages.verdicts import verdict_of, what_it_lost
+from simulators.priors import sample
 
 COUNT, DRAWS, NOISE, MINOR = 500, 20_000, 0.3, 0.2
 SETTINGS = InferSettings()
@@ -54,9 +55,7 @@ class Gaussians:
         return MixtureSameFamily(Categorical(self.weight.expand(self.mean.shape[:2])), parts)
 
     def draw(self, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        with torch.random.fork_rng():
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            theta = self.distribution.sample((draws,))
+        theta = sample(self.distribution, draws, generator)
         return theta, self.log_q(theta)
 
     def log_q(self, theta: Tensor) -> Tensor:

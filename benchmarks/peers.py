@@ -13,7 +13,6 @@ as draws lost. Seconds of one core. Rows go to benchmarks/results/peers.csv.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import os
 import platform
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.accuracy import MARGIN, ROOT, RUNS, case_of, train_for
+from benchmarks.table import append
 from pipeline.estimators.importance import ess_fraction
 from pipeline.estimators.posterior import load_posterior
 from pipeline.stages.run import Run
@@ -177,13 +177,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     for task in given.tasks:
         row = compare(task, given.budget, given.seed)
-        new = not RESULTS.is_file()
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        with RESULTS.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        append(RESULTS, [row])
         sys.stdout.write(f"{row}\n")
 
 

@@ -12,7 +12,6 @@ which is how `infer` flags. Rows go to benchmarks/results/typicality.csv.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import os
 import platform
@@ -25,6 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.table import append
 from pipeline.config import load_case
 from pipeline.diagnostics.predictive import predictive_check
 from pipeline.estimators.importance import systematic_resample
@@ -89,7 +89,7 @@ def main() -> None:
             shares = " | ".join(f"{getattr(row, c):.3f}" for c in columns)
             sys.stdout.write(f"| {what} | {shares} |\n")
             sys.stdout.flush()
-            _append({k: _short(v) for k, v in asdict(row).items()} | about)
+            append(RESULTS, [{k: _short(v) for k, v in asdict(row).items()} | about])
 
 
 def measure(
@@ -127,16 +127,6 @@ def measure(
 
 def _short(value: object) -> object:
     return f"{value:.4g}" if isinstance(value, float) else value
-
-
-def _append(row: dict[str, object]) -> None:
-    new = not RESULTS.is_file()
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 # ---------------------------------------------------------------- what is done to a star

@@ -7,7 +7,8 @@ A specification is a one-key mapping from the name of a distribution to its numb
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -173,10 +174,17 @@ def proposal_of(simulator: Simulator, specs: Mapping[str, PriorSpec]) -> Distrib
 
 
 def sample(distribution: Distribution, count: int, generator: torch.Generator) -> Tensor:
-    """`count` draws that depend on the generator alone, on its device.
+    """`count` draws that depend on the generator alone, on its device: see `global_generators_from`."""
+    with global_generators_from(generator):
+        return distribution.sample((count,)).to(generator.device)
 
-    torch.distributions draw from the global generator of the device on which they lie; it is seeded from ours and
-    then restored. A generator of a GPU gives other numbers than one of the CPU from the same seed.
+
+@contextmanager
+def global_generators_from(generator: torch.Generator) -> Iterator[None]:
+    """Let torch's global generators follow `generator`, for what draws from nothing else; restored on the way out.
+
+    torch.distributions draw from the global generator of the device on which they lie. A generator of a GPU gives
+    other numbers than one of the CPU from the same seed.
     """
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     gpus = [generator.device] if generator.device.type == "cuda" else []
@@ -184,7 +192,7 @@ def sample(distribution: Distribution, count: int, generator: torch.Generator) -
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU too, for good
         for gpu in gpus:
             torch.cuda.default_generators[gpu.index or 0].manual_seed(seed)
-        return distribution.sample((count,)).to(generator.device)
+        yield
 
 
 def to_device(distribution: Distribution, device: torch.device | str) -> Distribution:

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.speed.batches import simulations
 from benchmarks.speed.clock import BATCH, SETTINGS, Call, Row, digits, ratio, take_turns
 from benchmarks.speed.flows import optimise, our_side, training_step
-from pipeline.estimators.network import PosteriorNetwork
+from pipeline.estimators.network import PosteriorNetwork, draw_in_blocks
 from pipeline.objectives.elbo import elbo
 from pipeline.rng import generator
 from pipeline.settings import EmbeddingSettings
@@ -80,7 +80,7 @@ def elbo_step(simulator: Simulator, rows: TrainingSet, draws: int) -> Call:
 def sampling(network: PosteriorNetwork, rows: TrainingSet, draws: int) -> Call:
     """theta (K, N, D) and log_q (K, N)."""
     stream = generator(1, "speed")
-    return torch.no_grad()(lambda: network.draw_in_blocks(network.condition(rows.inputs), draws, generator=stream))
+    return torch.no_grad()(lambda: draw_in_blocks(network, network.condition(rows.inputs), draws, generator=stream))
 
 
 def scaling(repeat: int) -> list[Row]:

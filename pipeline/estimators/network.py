@@ -151,22 +151,6 @@ class PosteriorNetwork(nn.Module):
         theta, log_det = self.support.to_theta(v)
         return theta, log_q.to(dtype) - log_det - scale.log().sum(-1)
 
-    def draw_in_blocks(
-        self,
-        condition: Condition,
-        draws: int,
-        *,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
-        """`draw` in float64 for many draws, at most BLOCK points at once: theta (K, N, D) and log_q (K, N)."""
-        block = max(1, BLOCK // len(condition.context))
-        parts = [
-            self.draw(condition, min(block, draws - k), generator=generator, dtype=torch.float64)
-            for k in range(0, max(draws, 1), block)
-        ]
-        theta, log_q = (torch.cat(p) for p in zip(*parts, strict=True))
-        return theta, log_q
-
     def log_q(self, theta: Tensor, condition: Condition, *, base_scale: float = 1.0) -> Tensor:
         """log q(theta given x), theta (..., N, D) -> (..., N), in the dtype of theta."""
         dtype = theta.dtype
@@ -175,6 +159,19 @@ class PosteriorNetwork(nn.Module):
         u = (v - condition.location.to(dtype) - condition.scale.to(dtype) * self.shift.to(dtype)) / scale
         log_q = self.flow.log_prob(u.to(condition.context.dtype), condition.context, base_scale=base_scale)
         return log_q.to(dtype) - self.support.to_theta(v)[1] - scale.log().sum(-1)
+
+
+def draw_in_blocks(
+    network: PosteriorNetwork, condition: Condition, draws: int, *, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """`network.draw` in float64 for many draws, at most BLOCK points at once: theta (K, N, D) and log_q (K, N)."""
+    block = max(1, BLOCK // len(condition.context))
+    parts = [
+        network.draw(condition, min(block, draws - k), generator=generator, dtype=torch.float64)
+        for k in range(0, max(draws, 1), block)
+    ]
+    theta, log_q = (torch.cat(p) for p in zip(*parts, strict=True))
+    return theta, log_q
 
 
 class _LogProb(nn.Module):

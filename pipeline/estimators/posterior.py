@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from pipeline.config import build_simulator, case_from_values
 from pipeline.errors import InputError
 from pipeline.estimators.importance import Evidence, summarize
-from pipeline.estimators.network import BLOCK, Condition, NetworkInput, PosteriorNetwork, network_input
+from pipeline.estimators.network import BLOCK, Condition, NetworkInput, PosteriorNetwork, draw_in_blocks, network_input
 from pipeline.estimators.proposal import Amortized, weigh
 from pipeline.estimators.sbi_network import (
     ARCHITECTURE,
@@ -130,7 +130,7 @@ class Posterior:
             seed = int(torch.randint(2**62, ()))
             generator = torch.Generator(self.device).manual_seed(seed)
         count = int(torch.Size(sample_shape).numel())
-        theta, log_q = self.network.draw_in_blocks(condition, count, generator=generator)
+        theta, log_q = draw_in_blocks(self.network, condition, count, generator=generator)
         return theta.reshape(*sample_shape, *theta.shape[1:]), log_q.reshape(*sample_shape, log_q.shape[1])
 
     def sample(

@@ -13,8 +13,7 @@ https://doi.org/10.21105/joss.07754.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -24,8 +23,9 @@ from torch.distributions import Distribution, constraints
 
 from pipeline.errors import InputError
 from pipeline.estimators.argument_checks import argument_checks_kept
-from pipeline.estimators.network import BLOCK, Condition, NetworkInput
+from pipeline.estimators.network import Condition, NetworkInput
 from pipeline.settings import Settings
+from simulators.priors import global_generators_from
 from simulators.protocol import Simulator, network_features
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class SbiNetwork(nn.Module):
             empty = torch.zeros(0, count, self.dimension, dtype=dtype, device=x.device)
             return empty, empty[..., 0]
         try:
-            with _seeded(generator), warnings.catch_warnings():
+            with global_generators_from(generator), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "torch.triangular_solve is deprecated")  # nflows' LULinear
                 theta = self.estimator.sample(torch.Size((draws,)), x)
         except AssertionError as error:  # nflows' spline asserts on its discriminant, which rounding can spoil
@@ -169,16 +169,6 @@ class SbiNetwork(nn.Module):
                 "use another seed, or train model zuko_nsf"
             ) from error
         return theta.to(dtype), self.estimator.log_prob(theta, x).to(dtype)
-
-    def draw_in_blocks(self, condition: Condition, draws: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`draw` in float64 for many draws, at most BLOCK points at once: theta (K, N, D) and log_q (K, N)."""
-        block = max(1, BLOCK // len(condition.context))
-        parts = [
-            self.draw(condition, min(block, draws - k), generator=generator, dtype=torch.float64)
-            for k in range(0, max(draws, 1), block)
-        ]
-        theta, log_q = (torch.cat(p) for p in zip(*parts, strict=True))
-        return theta, log_q
 
     @torch.no_grad()
     def log_q(self, theta: Tensor, condition: Condition, *, base_scale: float = 1.0) -> Tensor:
@@ -197,18 +187,6 @@ def _need_own_width(base_scale: float) -> None:
             f"sbi network: its base distribution cannot be widened (asked for {base_scale:g} times); "
             "use infer.defensive: prior, or infer.defensive_share: 0"
         )
-
-
-@contextmanager
-def _seeded(generator: torch.Generator) -> Iterator[None]:
-    """Let torch's global generators, from which sbi draws, follow `generator`; restored on the way out."""
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    gpus = [generator.device] if generator.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU too, for good
-        for gpu in gpus:
-            torch.cuda.default_generators[gpu.index or 0].manual_seed(seed)
-        yield
 
 
 def new_sbi_network(architecture: SbiArchitecture, *, dimension: int, features: int) -> SbiNetwork:

@@ -9,12 +9,10 @@ rows together.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +25,14 @@ from pipeline.estimators.network import BLOCK
 from pipeline.estimators.posterior import Posterior, load_posterior
 from pipeline.progress import console, progress_bar
 from pipeline.rng import derived_seed, generator
-from pipeline.schema import CERTIFICATE, STAGE, VERDICTS
+from pipeline.schema import STAGE, VERDICTS
 from pipeline.settings import CaseSettings, InferSettings
-from pipeline.stages.netcdf import create_dimensions, create_variable, write_netcdf
+from pipeline.stages.inference_file import write_inference
+from pipeline.stages.ladder import Outcome
 from pipeline.stages.product import Array, Coordinates, adapt_mixture, first_proposal
 from pipeline.stages.run import load_observation, with_digests
 from pipeline.stages.verdicts import MOST_MISSED, verdict_of
-from pipeline.store import DataSet, content_key, input_digest, read_attribute, read_key, stamp
+from pipeline.store import content_key, input_digest, read_attribute, read_key, stamp
 from simulators.priors import prior_of
 from simulators.protocol import Data, has_likelihood, log_likelihood
 
@@ -43,33 +42,11 @@ ROWS = 1_024
 """Rows whose likelihood is evaluated at once: with BLOCK points at once, bounds memory for any N."""
 
 
-@dataclass(frozen=True)
-class Combined:
-    """One posterior from N rows.
-
-    Attributes:
-        theta: (draws, D), equally weighted.
-        proposals: the weighted draws behind them, (K, 1, D).
-        evidence: figures of the mixture that drew them, (1,) each; `log_evidence` of all rows together.
-        verdict: `exact`, `corrected` or `failed`.
-        note: why it failed, where another reason than the weights is known.
-        repeated_fraction: share of delivered draws that repeat another.
-        likelihood_calls: values of theta at which the likelihood of all N rows was evaluated.
-    """
-
-    theta: Tensor
-    proposals: WeightedDraws
-    evidence: Evidence
-    verdict: str
-    note: str
-    repeated_fraction: float
-    likelihood_calls: int
-
-
-def combine(posterior: Posterior, x: Mapping[str, Tensor], *, settings: InferSettings, seed: int = 0) -> Combined:
+def combine(posterior: Posterior, x: Mapping[str, Tensor], *, settings: InferSettings, seed: int = 0) -> Outcome:
     r"""Posterior of the theta that all rows of x share, $p(\theta | x_1 .. x_N) \propto p(\theta) \prod_n p(x_n | \theta)$.
 
-    The draws that certify are independent of those that the mixture was fitted to.
+    The draws that certify are independent of those that the mixture was fitted to. There is no amortized q of all rows:
+    its figures are NaN. `log_evidence` is that of all rows together.
 
     Args:
         x: every observable, (N, ...) each.
@@ -105,11 +82,13 @@ def combine(posterior: Posterior, x: Mapping[str, Tensor], *, settings: InferSet
     order, repeated = systematic_resample(
         draws.log_weight, settings.draws, generator=generator(seed, f"{STAGE_NAME}-deliver")
     )
-    return Combined(
+    unknown = torch.full((1,), torch.nan, dtype=torch.float64)
+    return Outcome(
+        verdict,
         theta=draws.theta[order[:, 0], 0],
         proposals=draws,
         evidence=evidence,
-        verdict=verdict,
+        amortized=Evidence(*[unknown] * len(fields(Evidence))),
         note=note,
         repeated_fraction=float(repeated),
         likelihood_calls=count + len(adapted.v),
@@ -199,13 +178,22 @@ def combine_observations(
     combined = combine(posterior, data.x, settings=settings, seed=seed)
     resolved = (case or posterior.case).dump() | {"infer": settings.model_dump(mode="json"), "seed": seed}
     attributes = stamp(stage=STAGE_NAME, key=key, settings=resolved, inputs=inputs, started=started)
-    write_combined(output, posterior, data, combined, observations.stem, attributes)
+    write_inference(
+        output,
+        posterior.simulator,
+        data,
+        [combined],
+        ids=[observations.stem],
+        settings=settings,
+        store_proposals=True,
+        attributes=attributes,
+    )
     _print(observations.stem, len(data), combined)
     console.print(f"combine: {output} ({time.monotonic() - started:.1f} s)")
     return output
 
 
-def _print(name: str, rows: int, combined: Combined) -> None:
+def _print(name: str, rows: int, combined: Outcome) -> None:
     e = combined.evidence
     console.print(
         f"{name}: {rows} rows, {combined.verdict}: {VERDICTS[combined.verdict]}"
@@ -215,62 +203,3 @@ def _print(name: str, rows: int, combined: Combined) -> None:
         f"{name}: log evidence of all rows {float(e.log_evidence):.3f} ± {float(e.log_evidence_error):.4f}, gap {float(e.kl_gap):.4f}, "
         f"ESS fraction {float(e.ess_fraction):.3f}, pareto k {float(e.pareto_k):.2f}"
     )
-
-
-def certificate_of(combined: Combined) -> dict[str, float]:
-    """Numbers of the certificate by their names in `schema.CERTIFICATE`; NaN for what no product of posteriors has."""
-    own = {f.name: float(getattr(combined.evidence, f.name)) for f in fields(Evidence)}
-    own |= {
-        "proposals": float(len(combined.proposals.log_q)),
-        "repeated_fraction": combined.repeated_fraction,
-        "likelihood_calls": float(combined.likelihood_calls),
-    }
-    return {name: own.get(name, float("nan")) for name in CERTIFICATE}
-
-
-def write_combined(
-    path: Path, posterior: Posterior, data: DataSet, combined: Combined, name: str, attributes: Mapping[str, Any]
-) -> None:
-    """Write the layout of `inference.h5` with one observation, `name`; the observations of `observed_data` are the N rows."""
-
-    def fill(file: Any) -> None:
-        file.attrs["parameters"] = json.dumps(list(posterior.parameters))
-        _fill_draws(file, posterior, combined, [name])
-        _fill_certificate(file, combined, [name])
-        group = file.create_group("observed_data")
-        observables = posterior.simulator.observables
-        sizes = {f"{o.name}_dim_{i}": size for o in observables for i, size in enumerate(o.shape)}
-        create_dimensions(group, **sizes, observation=data.ids)
-        for o in observables:
-            dimensions = ("observation", *(f"{o.name}_dim_{i}" for i in range(len(o.shape))))
-            values = data.x[o.name].cpu().numpy()
-            create_variable(group, o.name, dimensions, values, units=o.unit, role=o.role, long_name=o.label)
-
-    write_netcdf(path, fill, attributes)
-
-
-def _fill_draws(file: Any, posterior: Posterior, combined: Combined, ids: Sequence[str]) -> None:
-    group = file.create_group("posterior")
-    group.attrs["inference_library"] = "elboscope"
-    proposal = file.create_group("proposal")
-    theta, proposed = combined.theta.numpy(), combined.proposals.theta.numpy()
-    create_dimensions(group, chain=1, draw=len(theta), observation=ids)
-    create_dimensions(proposal, proposal_draw=len(proposed), observation=ids)
-    for d, p in enumerate(posterior.simulator.parameters):
-        words = {"units": p.unit, "long_name": p.label}
-        create_variable(group, p.name, ("chain", "draw", "observation"), theta[None, :, d, None], **words)
-        create_variable(proposal, p.name, ("proposal_draw", "observation"), proposed[:, :, d], **words)
-    for name in ("log_q", "log_likelihood", "log_joint", "log_weight"):
-        values = getattr(combined.proposals, name).numpy()
-        create_variable(proposal, name, ("proposal_draw", "observation"), values, units="nat")
-
-
-def _fill_certificate(file: Any, combined: Combined, ids: Sequence[str]) -> None:
-    group = file.create_group("certificate")
-    create_dimensions(group, observation=ids)
-    for name, value in certificate_of(combined).items():
-        create_variable(group, name, ("observation",), np.array([value]), long_name=CERTIFICATE[name])
-    create_variable(group, "atypical", ("observation",), np.zeros(1, dtype=np.int8), long_name="not examined: 0")
-    words = "; ".join(f"{k}: {v}" for k, v in VERDICTS.items())
-    create_variable(group, "verdict", ("observation",), [combined.verdict], long_name=words)
-    create_variable(group, "note", ("observation",), [combined.note])

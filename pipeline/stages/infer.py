@@ -6,10 +6,10 @@ run continues with the first that is not. The parts are then put together.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ class _Job:
     output: Path
     key: str
 
-    def run(self, attributes: Any) -> None:
+    def run(self, attributes: Callable[[], Mapping[str, Any]]) -> None:
         """Write the output; `attributes()` gives its root attributes once all is done."""
         total, rows = len(self.catalogue), rows_of_a_part(self.settings, len(self.posterior.parameters))
         folder = self.output.with_name(f"{self.output.name}.parts")
@@ -126,7 +126,10 @@ class _Job:
                     self._write(part, start, stop, {STAGE: "infer-part", CONTENT_KEY: key})
                 advance(stop - start)
         join_parts(parts, self.output, attributes())
-        shutil.rmtree(folder)
+        for part in folder.glob("part-*.h5"):  # those of another catalogue that stopped halfway too
+            part.unlink()
+        with suppress(OSError):  # something else lies there: it is not ours
+            folder.rmdir()
 
     def _write(self, path: Path, start: int, stop: int, attributes: Mapping[str, Any]) -> None:
         data = self.catalogue.read(start, stop)

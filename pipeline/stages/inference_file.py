@@ -33,17 +33,23 @@ def write_inference(
     data: DataSet,
     outcomes: Sequence[Outcome],
     *,
+    ids: Sequence[str] | None = None,
     settings: InferSettings,
     store_proposals: bool,
     attributes: Mapping[str, Any],
 ) -> None:
-    """Posteriors and certificates of N observations, complete or absent; ArviZ and h5py open the file."""
+    """Posteriors and certificates of N observations, complete or absent; ArviZ and h5py open the file.
+
+    Args:
+        ids: of the outcomes, where they are not one for each row of data.
+    """
+    names_of = data.ids if ids is None else ids
 
     def fill(file: Any) -> None:
-        _write_draws(file, simulator, data.ids, outcomes)
+        _write_draws(file, simulator, names_of, outcomes)
         if store_proposals:
-            _write_proposals(file, simulator, data.ids, outcomes)
-        _write_certificates(file, data.ids, outcomes, settings)
+            _write_proposals(file, simulator, names_of, outcomes)
+        _write_certificates(file, names_of, outcomes, settings)
         _write_observed(file, simulator, data)
 
     names = json.dumps([p.name for p in simulator.parameters])

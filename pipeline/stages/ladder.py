@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.diagnostics.predictive import predictive_check
+from pipeline.errors import InputError
 from pipeline.estimators.importance import Evidence, WeightedDraws, summarize, systematic_resample
 from pipeline.estimators.network import Condition
 from pipeline.estimators.posterior import Posterior
@@ -180,9 +181,12 @@ def _after_refinement(before: Outcome, repair: Repair, settings: InferSettings) 
 def _after_sampling(
     posterior: Posterior, x: Data, before: Outcome, *, settings: InferSettings, seed: int, index: int
 ) -> Outcome:
-    sampled = sample_one(posterior, x, before.proposals, before.amortized, settings=settings, seed=seed, index=index)
-    if sampled is None:
-        return replace(before, note=f"{before.note}; no draw can start MCMC".removeprefix("; "))
+    try:
+        sampled = sample_one(
+            posterior, x, before.proposals, before.amortized, settings=settings, seed=seed, index=index
+        )
+    except InputError as error:  # of this observation; the others go on
+        return replace(before, note=f"{before.note}; {error}".removeprefix("; "))
     note = "; ".join(n for n in (before.note, sampled.why_not) if n)
     after = replace(before, likelihood_calls=before.likelihood_calls + sampled.calls, note=note, r_hat=sampled.r_hat)
     if sampled.why_not:

@@ -15,7 +15,7 @@ from pipeline.plots.style import axis_label, house_style
 from pipeline.progress import console
 from pipeline.store import complete_or_absent
 from pipeline.tables.chains import file_names
-from pipeline.tables.inference_file import Array, InferenceFile, open_inference
+from pipeline.tables.inference_reader import Array, InferenceFile, open_inference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -23,7 +23,7 @@ from torch import Tensor
 from pipeline.baselines.evidence_check import StudentMixture, fit_mixture
 from pipeline.errors import InputError
 from pipeline.estimators.importance import ess_fraction, systematic_resample, usable_log_weight
-from pipeline.estimators.network import BLOCK, Condition
+from pipeline.estimators.network import BLOCK, Condition, draw_in_blocks
 from pipeline.estimators.posterior import Posterior
 from pipeline.estimators.support import SupportTransform
 from pipeline.rng import derived_seed, generator
@@ -112,7 +112,7 @@ def draws_of_each(posterior: Posterior, x: Data, draws: int, *, seed: int, purpo
         condition: Condition = posterior.condition({k: v[start : start + step] for k, v in x.items()})
         stream = generator(seed, f"combine-{purpose}", start, device=posterior.device)
         with torch.no_grad():
-            blocks.append(posterior.network.draw_in_blocks(condition, draws, generator=stream)[0].cpu())
+            blocks.append(draw_in_blocks(posterior.network, condition, draws, generator=stream)[0].cpu())
     return blocks
 
 

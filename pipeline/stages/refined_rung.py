@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.estimators.copies import can_copy
 from pipeline.estimators.importance import Evidence, WeightedDraws, summarize, usable_log_weight
-from pipeline.estimators.network import Condition, PosteriorNetwork
+from pipeline.estimators.network import BLOCK, Condition, PosteriorNetwork
 from pipeline.estimators.posterior import Posterior
 from pipeline.estimators.proposal import Amortized, Mixture, Proposal, weigh
 from pipeline.progress import progress_bar
@@ -195,7 +195,5 @@ class _Group:
 
 def _in_blocks(mixture: Mixture, theta: Tensor) -> Tensor:
     """log_q of theta (K, R, D), at most BLOCK points at once."""
-    from pipeline.estimators.network import BLOCK
-
     block = max(1, BLOCK // theta.shape[1])
     return torch.cat([mixture.log_q(part) for part in theta.split(block)])

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from pipeline.baselines.emcee_sampler import run_emcee
 from pipeline.baselines.evidence_check import fit_mixture
-from pipeline.errors import InputError
 from pipeline.estimators.importance import Evidence, WeightedDraws, summarize, systematic_resample
 from pipeline.estimators.posterior import Posterior
 from pipeline.estimators.support import SupportTransform
@@ -64,41 +63,41 @@ def sample_one(
     settings: InferSettings,
     seed: int,
     index: int,
-) -> Sampled | None:
-    """MCMC of one observation; None where no weighted draw can start it.
+) -> Sampled:
+    """MCMC of one observation.
 
     Args:
         x: one row.
         weighted: the best weighted draws so far, (K, 1).
         amortized: figures of the amortized q, which the evidence must not fall below.
+
+    Raises:
+        InputError: too few walkers or steps, no walker that can start, or chains to which no mixture can be fitted.
     """
     joint = _Joint(posterior, x)
     options = settings.sample
     stream = generator(seed, "infer-sample-start", index, device=posterior.device)
     order, _ = systematic_resample(weighted.log_weight, options.walkers, generator=stream)
     start = joint.support.to_unconstrained(weighted.theta[order[:, 0], 0]).cpu().numpy()
-    try:
-        with progress_bar("emcee", options.walkers * (options.steps + options.burn_in + 1)) as advance:
-            done = 0
+    with progress_bar("emcee", options.walkers * (options.steps + options.burn_in + 1)) as advance:
+        done = 0
 
-            def progress(calls: int, expected: int | None) -> None:
-                nonlocal done
-                advance(calls - done, total=expected)
-                done = calls
+        def progress(calls: int, expected: int | None) -> None:
+            nonlocal done
+            advance(calls - done, total=expected)
+            done = calls
 
-            result = run_emcee(
-                joint.log_density,
-                start,
-                steps=options.steps,
-                burn_in=options.burn_in,
-                seed=derived_seed(seed, "infer-emcee", index),
-                progress=progress,
-            )
-        draws = joint.weigh_mixture(
-            result.draws, count=settings.most_proposals, seed=derived_seed(seed, "infer-mixture", index)
+        result = run_emcee(
+            joint.log_density,
+            start,
+            steps=options.steps,
+            burn_in=options.burn_in,
+            seed=derived_seed(seed, "infer-emcee", index),
+            progress=progress,
         )
-    except InputError:  # no walker, or no draw of the mixture, has a finite density: nothing to certify
-        return None
+    draws = joint.weigh_mixture(
+        result.draws, count=settings.most_proposals, seed=derived_seed(seed, "infer-mixture", index)
+    )
     evidence = summarize(draws)
     reason = what_it_lost(evidence, amortized, missed=0.0, rung="MCMC")
     if not result.converged:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.tables.inference_file import Array, InferenceFile, open_inference
+from pipeline.tables.inference_reader import Array, InferenceFile, open_inference
 
 if TYPE_CHECKING:
     from astropy.table import QTable

@@ -15,7 +15,7 @@ from pipeline.config import build_simulator, case_from_values
 from pipeline.errors import InputError
 from pipeline.schema import SETTINGS
 from pipeline.store import complete_or_absent, write_text
-from pipeline.tables.inference_file import Array, InferenceFile, open_inference
+from pipeline.tables.inference_reader import Array, InferenceFile, open_inference
 from simulators.protocol import Parameter
 
 MOST_CHAINS = 200

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.progress import progress_bar
-from pipeline.tables.inference_file import ATYPICAL, NOTE, VERDICT, InferenceFile, ParameterColumn, open_inference
+from pipeline.tables.inference_reader import ATYPICAL, NOTE, VERDICT, InferenceFile, ParameterColumn, open_inference
 
 if TYPE_CHECKING:
     from astropy.table import QTable

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pipeline.estimators.importance import WeightedDraws, ess_fraction, log_evidence
-from pipeline.estimators.network import PosteriorNetwork
+from pipeline.estimators.network import PosteriorNetwork, draw_in_blocks
 from pipeline.rng import generator
 from pipeline.settings import GuardSettings, PhaseSettings
 from pipeline.training.data import TrainingSet
@@ -58,7 +58,7 @@ def held_out_figures(
     stream = generator(seed, "train-held-out", device=held_out.theta.device)
     restricted = proposal is not None and proposal is not prior
     some = held_out if restricted else held_out.rows(slice(OBSERVATIONS))
-    theta, draws_log_q = network.draw_in_blocks(network.condition(some.inputs), DRAWS, generator=stream)
+    theta, draws_log_q = draw_in_blocks(network, network.condition(some.inputs), DRAWS, generator=stream)
     if proposal is not None and restricted:
         inside = proposal.log_prob(theta).isfinite().double().mean(0)
         log_q = log_q - inside.clamp_min(0.5 / DRAWS).log()

@@ -8,15 +8,15 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.store import write_hdf5
-from pipeline.tables import inference_file
-from pipeline.tables.inference_file import open_inference
+from pipeline.tables import inference_reader
+from pipeline.tables.inference_reader import open_inference
 
 
 def test_blocks_hold_every_observation_once_whatever_their_size(
     tmp_path: Path, write_file: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draws = write_file(tmp_path / "a.h5", [f"s{n}" for n in range(11)])
-    monkeypatch.setattr(inference_file, "BLOCK_BYTES", 8 * 500 * 2 * 4)  # four observations: one chunk of three
+    monkeypatch.setattr(inference_reader, "BLOCK_BYTES", 8 * 500 * 2 * 4)  # four observations: one chunk of three
     with open_inference(tmp_path / "a.h5") as f:
         rows = f.rows(["s9", "s0", "s10", "s5"])
         blocks = list(f.draw_blocks(rows))
