@@ -54,7 +54,7 @@ def infer(run: Run) -> Path:
     job = _Job(posterior, catalogue, run.case.infer, run.case.seed, output, key.key)
     job.run(key.attributes)
     print_certificates(output)
-    return finish(run, key, f"{len(catalogue) / (time.monotonic() - key.started):.2g} observations a second")
+    return finish(run, key, _pace(len(catalogue), time.monotonic() - key.started))
 
 
 def infer_observations(
@@ -89,8 +89,13 @@ def infer_observations(
     job.run(lambda: stamp(stage="infer", key=key, settings=resolved, inputs=inputs, started=started))
     print_certificates(output)
     taken = time.monotonic() - started
-    console.print(f"infer: {output} ({taken:.1f} s) {len(catalogue) / taken:.2g} observations a second")
+    console.print(f"infer: {output} ({taken:.1f} s) {_pace(len(catalogue), taken)}")
     return output
+
+
+def _pace(observations: int, seconds: float) -> str:
+    """Observations a second, where there are enough of them for it to mean something."""
+    return f"{observations / seconds:.2g} observations a second" if observations > LISTED else ""
 
 
 @dataclass(frozen=True)
