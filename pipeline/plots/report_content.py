@@ -11,7 +11,16 @@ from matplotlib.figure import Figure
 from pipeline.settings import InferSettings
 
 FigureKind = Literal[
-    "predictive", "corner", "weights", "training", "rank_ecdf", "rank_histogram", "tarp", "comparison", "other"
+    "catalogue",
+    "predictive",
+    "corner",
+    "weights",
+    "training",
+    "rank_ecdf",
+    "rank_histogram",
+    "tarp",
+    "comparison",
+    "other",
 ]
 
 
@@ -172,7 +181,8 @@ class ReportContent:
         case: name of the run.
         content_key: of the stage; `store.read_key` finds it.
         summary: sentences at the top.
-        observations: the first screen shows the first.
+        observations: the first screen shows the first; of a large catalogue those that most need a look.
+        counts: of every verdict, over all observations; counted here where empty.
         infer: the thresholds by which verdicts were given.
         comparison: rows, ours first.
         calibration: None if `validate` was not run.
@@ -190,6 +200,7 @@ class ReportContent:
     content_key: str
     summary: tuple[str, ...] = ()
     observations: tuple[ObservationReport, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
     infer: InferSettings = InferSettings()  # noqa: RUF009 (frozen)
     comparison: tuple[ComparisonRow, ...] = ()
     calibration: CalibrationReport | None = None
