@@ -164,7 +164,8 @@ def _comparison(rows: tuple[ComparisonRow, ...]) -> Table:
 def _calibration(report: CalibrationReport | None) -> Table:
     def line(row: CalibrationRow) -> list[str | Markup]:
         coverage = [numbers.percent(c) for c in (row.coverage_50, row.coverage_90)]
-        return [label_image(row.label, row.name), row.name, numbers.probability(row.ks_p_value), *coverage]
+        outside = f"{row.outside}, {numbers.probability(row.outside_p_value)}"
+        return [label_image(row.label, row.name), row.name, numbers.probability(row.ks_p_value), outside, *coverage]
 
     return [] if report is None else [line(row) for row in report.rows]
 

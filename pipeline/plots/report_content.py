@@ -103,11 +103,22 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class CalibrationRow:
-    """Calibration of one parameter: p-value of uniform ranks, coverage of central intervals."""
+    """Calibration of one parameter.
+
+    Attributes:
+        name: identifier.
+        label: LaTeX, between dollars; the name where empty.
+        ks_p_value: test of uniform ranks.
+        outside: true values below or above all of their draws.
+        outside_p_value: test of that number.
+        coverage_50, coverage_90: how often central intervals hold the true value.
+    """
 
     name: str
     label: str
     ks_p_value: float
+    outside: int
+    outside_p_value: float
     coverage_50: float
     coverage_90: float
 
@@ -123,7 +134,7 @@ class CalibrationReport:
         tarp_p_value: Kolmogorov-Smirnov.
         tarp_area: area between expected coverage and credibility above one half.
         passed: whether no test rejects.
-        significance: of the D + 1 tests together.
+        significance: of all tests together, two a parameter and TARP.
         ess_fraction: median over the simulations, where weights were used.
         note: whose posterior was tested, where theta was drawn from a proposal.
     """

@@ -165,7 +165,13 @@ def _calibration_report(run: Run, c: Calibration, simulations: int, ess: float, 
     half, ninety = (int(np.argmin(np.abs(c.coverage_level - level))) for level in (0.5, 0.9))
     rows = [
         CalibrationRow(
-            p.name, p.label, float(c.ks_p_value[d]), float(c.coverage[half, d]), float(c.coverage[ninety, d])
+            p.name,
+            p.label,
+            float(c.ks_p_value[d]),
+            int(c.outside[d]),
+            float(c.outside_p_value[d]),
+            float(c.coverage[half, d]),
+            float(c.coverage[ninety, d]),
         )
         for d, p in enumerate(run.simulator.parameters)
     ]
