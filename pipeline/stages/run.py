@@ -148,7 +148,7 @@ class Run:
 
     def relevant(self, *blocks: str) -> dict[str, Any]:
         """Settings for a content key: in `simulator`, files stand for their content and not for where they lie."""
-        values = self.case.dump(*blocks)
+        values = self.case.content(*blocks)
         if "simulator" in values:
             values["simulator"] = with_digests(values["simulator"])
         return values
@@ -168,10 +168,13 @@ def need_same_settings(run: Run, path: Path, stage: str) -> None:
         InputError: names the first setting that differs.
     """
     stored = json.loads(read_attribute(path, SETTINGS) or "{}").get(stage)
-    wanted = run.case.dump(stage)[stage]
-    if stored is None or stored == wanted:
+    if stored is None:
         return
-    had, has = _flat(stored), _flat(wanted)
+    wanted = run.case.content(stage)[stage]
+    execution_only = run.case.dump(stage)[stage].keys() - wanted.keys()
+    had, has = _flat({k: v for k, v in stored.items() if k not in execution_only}), _flat(wanted)
+    if had == has:
+        return
     key = next(k for k in [*has, *had] if had.get(k) != has.get(k))
     raise InputError(
         f"{path}: made with {stage}.{key} = {had.get(key)}, the case says {has.get(key)}: run `elboscope {stage}` again"
@@ -263,9 +266,9 @@ class StageKey:
 
 
 def begin(
-    run: Run, stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, Path]
+    run: Run, stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, Path], *, say: bool = True
 ) -> StageKey | None:
-    """The key of a stage's output; None, with a line on the terminal, if that output is already there.
+    """The key of a stage's output; None, with a line on the terminal (`say`), if that output is already there.
 
     Args:
         version: raised when the stage's output would change for the same settings.
@@ -276,7 +279,8 @@ def begin(
     key = content_key(stage, version, settings, digests)
     output = run.output(stage)
     if read_key(output) == key:
-        console.print(f"{stage}: {output} is up to date")
+        if say:
+            console.print(f"{stage}: {output} is up to date")
         return None
     run.pin_threads()
     return StageKey(stage, key, run.case.dump(), digests, time.monotonic())

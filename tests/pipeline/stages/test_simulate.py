@@ -9,8 +9,9 @@ import torch
 
 from pipeline.config import load_case
 from pipeline.errors import InputError
-from pipeline.stages.run import Run, begin, need_same_settings
-from pipeline.stages.simulate import VERSION, _write_shard, simulate
+from pipeline.stages.run import Run, need_same_settings
+from pipeline.stages.shard import Shard, make_shard, shard_key
+from pipeline.stages.simulate import simulate
 from pipeline.store import hdf5_content_digest, read_data
 from simulators.linear_gaussian import LinearGaussian
 from tests.pipeline.stages.conftest import write_case
@@ -51,9 +52,7 @@ def test_other_settings_that_were_stopped_leave_no_mixture(tmp_path: Path) -> No
     path = write_case(tmp_path)
     run, other = (Run(load_case(path, [f"seed={seed}"]), tmp_path / "run") for seed in (3, 4))
     before = hdf5_content_digest(simulate(run))
-    key = begin(other, "simulate", VERSION, other.relevant("seed", "simulator", "simulate"), {})
-    assert key is not None
-    _write_shard(other, key, run.folder / "simulations" / "shard-00000.h5", index=0, rows=3_000)
+    make_shard(other, Shard(0, 3_000), shard_key(other), advance=lambda rows: None)
     assert not run.output("simulate").exists()  # it would show rows of both
     assert hdf5_content_digest(simulate(run)) == before
 
