@@ -47,7 +47,15 @@ def run_command(
 def _stage(name: str) -> Callable[[Any], Path]:
     import importlib
 
-    return getattr(importlib.import_module(f"pipeline.stages.{name}"), name)
+    from pipeline.stages.run import hold
+
+    stage = getattr(importlib.import_module(f"pipeline.stages.{name}"), name)
+
+    def held(run: Any) -> Path:
+        with hold(run, name):
+            return stage(run)
+
+    return held
 
 
 def _stage_command(name: str, summary: str) -> None:
@@ -99,13 +107,11 @@ def infer_command(
     if draws is not None:
         settings.append(f"infer.draws={draws}")
     if source.suffix != ".safetensors":
-        from pipeline.stages.infer import infer
-
         if observations is not None or out is not None:
             raise InputError(
                 "infer CONFIG takes --observation FILE and --run-dir DIR; OBSERVATIONS and --out go with a POSTERIOR"
             )
-        infer(run_of(source, settings, run_dir, observation))
+        _stage("infer")(run_of(source, settings, run_dir, observation))
         return
     observations = observations or observation
     if observations is None or out is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,8 +12,9 @@ from pipeline.errors import InputError
 
 
 def register(app: typer.Typer) -> None:
-    """Add `simulate`."""
+    """Add `simulate` and `verify`."""
     app.command("simulate")(simulate_command)
+    app.command("verify")(verify_command)
 
 
 def simulate_command(
@@ -40,6 +42,8 @@ def simulate_command(
 
     elboscope simulate configs/k2_24.yaml --add 100000
     """
+    from pipeline.run_lock import run_lock
+    from pipeline.stages.run import hold
     from pipeline.stages.simulate import simulate
 
     if sum((shard is not None, merge, add > 0)) > 1:
@@ -47,7 +51,12 @@ def simulate_command(
             "simulate: --shard, --merge and --add exclude each other; on a cluster raise simulate.count in place of --add"
         )
     run = run_of(config, overrides, run_dir, observation)
-    simulate(run, part=_part(shard) if shard is not None else None, merge=merge, add=add, workers=workers)
+    if shard is not None:  # beside others like it: their shards are not its own
+        with run_lock(run.folder, f"simulate --shard {shard}", writes=(), reads=("simulate",)):
+            simulate(run, part=_part(shard), workers=workers)
+        return
+    with hold(run, "simulate"):
+        simulate(run, merge=merge, add=add, workers=workers)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -56,3 +65,26 @@ def _part(text: str) -> tuple[int, int]:
     if not (slash and first.isdecimal() and second.isdecimal()) or int(first) >= int(second):
         raise InputError(f"--shard {text}: expected I/N with I from 0 to N-1, such as 0/16")
     return int(first), int(second)
+
+
+def verify_command(
+    folder: Annotated[Path, typer.Argument(help="run folder", metavar="RUN")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="simulate bad shards again, link them, set other bad files aside")
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="case of the run; --repair needs it where the simulator is your own file"),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Read every byte of a run: checksums, row counts, links, content keys. Exit code 2 if anything is bad.
+
+    Examples: elboscope verify runs/k2_24
+
+    elboscope verify runs/k2_24 --repair
+    """
+    from pipeline.config import load_case
+    from pipeline.stages.verify import verify
+
+    verify(folder, repair=repair, case=load_case(config, list(overrides or [])) if config else None)

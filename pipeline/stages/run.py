@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +19,13 @@ from torch.distributions import Distribution
 from pipeline.config import build_simulator
 from pipeline.errors import InputError
 from pipeline.progress import console
+from pipeline.run_lock import run_lock
 from pipeline.schema import INPUTS, SETTINGS
 from pipeline.settings import CaseSettings, PhaseSettings
 from pipeline.store import (
     DataSet,
     content_key,
+    file_sha256,
     input_digest,
     is_data_file,
     open_hdf5,
@@ -45,6 +48,15 @@ OUTPUTS = {
     "compare": "comparison.h5",
     "report": "report.html",
 }
+READS: dict[str, tuple[str, ...]] = {
+    "simulate": (),
+    "train": ("simulate",),
+    "infer": ("train",),
+    "validate": ("simulate", "train"),
+    "compare": ("infer",),
+    "report": ("train", "infer", "validate", "compare"),
+}
+"""Outputs of other stages that must stay as they are while a stage runs."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +171,11 @@ class Run:
             raise InputError(
                 f"{stage}: simulator {self.simulator.name!r} has no log_likelihood, which this stage needs"
             )
+
+
+def hold(run: Run, stage: str) -> AbstractContextManager[None]:
+    """Keep other processes from writing what this stage writes or reads; one that already does is named in an InputError."""
+    return run_lock(run.folder, stage, writes=(stage,), reads=READS[stage])
 
 
 def need_same_settings(run: Run, path: Path, stage: str) -> None:
@@ -282,6 +299,8 @@ def begin(
         if say:
             console.print(f"{stage}: {output} is up to date")
         return None
+    with suppress(OSError):
+        checksum_path(run.folder, stage).unlink()
     run.pin_threads()
     return StageKey(stage, key, run.case.dump(), digests, time.monotonic())
 
@@ -292,9 +311,15 @@ def is_stale(path: Path, inputs: Mapping[str, Path]) -> bool:
     return any(name in recorded and recorded[name] != input_digest(file) for name, file in inputs.items())
 
 
+def checksum_path(folder: Path, stage: str) -> Path:
+    """SHA-256 of a stage's output as `sha256sum --check` reads it, in the run folder."""
+    return folder / "settings" / f"{stage}.sha256"
+
+
 def finish(run: Run, key: StageKey, note: str) -> Path:
-    """Write the resolved settings beside the output, and say what was made."""
+    """Write the resolved settings and the checksum of the output beside it, and say what was made."""
     output = run.output(key.stage)
+    write_text(checksum_path(run.folder, key.stage), f"{file_sha256(output)}  {output.name}\n")
     write_text(
         run.folder / "settings" / f"{key.stage}.yaml",
         yaml.safe_dump(json.loads(json.dumps(key.settings)), sort_keys=False),
