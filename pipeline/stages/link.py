@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.stages.shard import FAILED_COUNT, FOLDER, Shard
-from pipeline.store import open_hdf5, read_key, write_hdf5
+from pipeline.store import as_text, open_hdf5, read_key, write_hdf5
 from simulators.failures import FailureCode
 
 SHARD_KEY, SHARDS, FAILURES = "shard_key", "shards", "failures"
@@ -45,7 +45,7 @@ def _fill(file: h5py.File, folder: Path, shards: Sequence[Shard]) -> None:
 
         def note(name: str, item: h5py.Group | h5py.Dataset) -> None:
             if isinstance(item, h5py.Dataset) and not name.startswith("failures/"):
-                kinds[name] = (item.shape[1:], item.dtype, dict(item.attrs))
+                kinds[name] = (item.shape[1:], item.dtype, {k: _readable(v) for k, v in item.attrs.items()})
 
         first.visititems(note)
     total = sum(s.rows for s in shards)
@@ -57,6 +57,13 @@ def _fill(file: h5py.File, folder: Path, shards: Sequence[Shard]) -> None:
             layout[start : start + shard.rows] = source
             start += shard.rows
         file.create_virtual_dataset(dataset, layout).attrs.update(attributes)
+
+
+def _readable(value: Any) -> Any:
+    """Text that shards keep as bytes, as plain h5py hands it out again."""
+    if isinstance(value, bytes):
+        return as_text(value)
+    return [as_text(v) for v in value] if isinstance(value, np.ndarray) and value.dtype.kind == "S" else value
 
 
 def linked_shards(path: Path) -> dict[str, list[tuple[str, int, int]]]:

@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from pipeline.rng import generator
 from pipeline.schema import CONTENT_KEY, STAGE
 from pipeline.stages.run import Run
-from pipeline.store import content_key, open_hdf5, write_data
+from pipeline.store import as_text, content_key, open_hdf5, write_data
 from simulators.failures import Failure, FailureCode
 from simulators.priors import sample
 from simulators.protocol import Data, simulate_with_reasons
@@ -85,7 +85,7 @@ def shard_report(path: Path, shard: Shard, key: str) -> ShardReport | None:
     """What is in a shard's file; None where it is missing, unreadable, or not that shard."""
     try:
         with open_hdf5(path) as file:
-            own = (file.attrs.get(CONTENT_KEY), file.attrs.get(SHARD), len(file["theta"]))  # pyright: ignore[reportArgumentType]
+            own = (as_text(file.attrs.get(CONTENT_KEY)), file.attrs.get(SHARD), len(file["theta"]))  # pyright: ignore[reportArgumentType]
             failed = int(np.asarray(file.attrs.get(FAILED_COUNT, -1)))
     except (InputError, OSError, KeyError, TypeError, RuntimeError):
         return None
@@ -111,6 +111,7 @@ def make_shard(run: Run, shard: Shard, key: str, *, advance: Callable[[int], Non
         failed=rows.failed,
         failures=rows.reasons,
         compression=run.case.simulate.compression,
+        checked=True,
         attributes={STAGE: "simulate", CONTENT_KEY: key, SHARD: shard.index, FAILED_COUNT: failed},
     )
     if not failed:

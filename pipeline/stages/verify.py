@@ -22,7 +22,7 @@ from pipeline.stages.link import SHARD_KEY, SHARDS, linked_shards
 from pipeline.stages.run import OUTPUTS, Run, checksum_path, hold
 from pipeline.stages.shard import FAILED_COUNT, FOLDER, SHARD, shard_key
 from pipeline.stages.simulate import simulate
-from pipeline.store import file_sha256, input_digest, open_hdf5, read_attribute
+from pipeline.store import as_text, file_sha256, input_digest, open_hdf5, read_attribute
 
 READ_ROWS_BYTES = 1 << 26
 """Read at once."""
@@ -124,7 +124,7 @@ def _check_shard(path: Path, key: str | None) -> None:
             _read_all(name, dataset)
         if len(set(rows.values())) != 1 or "theta" not in rows or "failed" not in rows:
             raise InputError(f"datasets disagree on the number of rows, or are missing: {rows}")
-        if file.attrs[CONTENT_KEY] != key:
+        if as_text(file.attrs[CONTENT_KEY]) != key:
             raise InputError("content key is not that of the set")
         if path.name != f"shard-{int(np.asarray(file.attrs[SHARD])):05d}.h5":
             raise InputError(f"is shard {file.attrs[SHARD]}, by its name another")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.schema import SCHEMA, SCHEMA_VERSION
-from pipeline.store.hdf5 import as_text, create_dataset, open_hdf5, write_hdf5
+from pipeline.store.hdf5 import as_text, checked_text, create_dataset, open_hdf5, write_hdf5
 from simulators.protocol import Data, Observable, Parameter
 from simulators.units import conversion_factor
 
@@ -66,25 +66,30 @@ def write_data(
     failed: Tensor | None = None,
     failures: Mapping[int, str] | None = None,
     compression: str = "none",
+    checked: bool = False,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a data file (layout: `pipeline.schema`), complete or absent.
 
     Args:
+        checked: text too lies under checksums; plain h5py then reads it as bytes.
         failed, failures: reason codes of all rows; and in words, of the rows that have them.
         compression: of x, theta and reason codes: none, zstd or blosc2.
     """
+
+    text: Callable[[Any], Any] = checked_text if checked else lambda value: value
 
     def fill(file: h5py.File) -> None:
         group = file.create_group("x")
         for o in observables:
             values = x[o.name].cpu().numpy().astype(o.dtype, copy=False)
-            create_dataset(group, o.name, values, compression=compression, unit=o.unit, role=o.role, label=o.label)
+            dataset = create_dataset(group, o.name, values, compression=compression)
+            dataset.attrs.update({"unit": text(o.unit), "role": text(o.role), "label": text(o.label)})
         if theta is not None:
             values = theta.cpu().numpy().astype(np.float64, copy=False)
             dataset = create_dataset(file, "theta", values, compression=compression)
-            dataset.attrs["names"] = [p.name for p in parameters]
-            dataset.attrs["units"] = [p.unit for p in parameters]
+            dataset.attrs["names"] = text([p.name for p in parameters])
+            dataset.attrs["units"] = text([p.unit for p in parameters])
         if ids is not None:
             create_dataset(file, "id", list(ids))
         if failed is not None:
@@ -92,9 +97,10 @@ def write_data(
         if failures:
             words = file.create_group("failures")
             create_dataset(words, "row", np.array(list(failures), dtype=np.int64))
-            create_dataset(words, "reason", list(failures.values()))
+            create_dataset(words, "reason", text(list(failures.values())))
 
-    write_hdf5(path, fill, {"schema": SCHEMA, "schema_version": SCHEMA_VERSION} | dict(attributes or {}))
+    stamp = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION} | dict(attributes or {})
+    write_hdf5(path, fill, {k: text(v) for k, v in stamp.items()})
 
 
 def is_data_file(path: Path) -> bool:

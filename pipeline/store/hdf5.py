@@ -41,6 +41,19 @@ def create_dataset(
     return dataset
 
 
+def checked_text(value: Any) -> Any:
+    """Text of fixed length for an attribute or a dataset; anything else as it is.
+
+    It lies under the checksum of the object's header or of its chunk. Text of variable length lies in a heap that has
+    none, and one flipped bit there makes HDF5 2.0 loop for ever.
+    """
+    if isinstance(value, str):
+        return np.array(value.encode() or b"\0")
+    if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
+        return np.array([v.encode() or b"\0" for v in value])
+    return value
+
+
 def _compression_filter(compression: str) -> Mapping[str, Any]:
     """Arguments of h5py's create_dataset; both shuffle bytes first, which is what makes floating point numbers smaller.
 
