@@ -10,7 +10,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from pipeline.errors import InputError
+from pipeline.commands import simulations
+from pipeline.commands.options import Config, Observation, Overrides, RunDir, run_of
+from pipeline.errors import InputError, simulator_fault
 
 # Threads of libgomp spin for a few milliseconds when they wait for each other. On a machine that is shared, with
 # networks as small as these, that made training up to 17 times slower; 2,000 turns cost nothing where it is quiet.
@@ -25,13 +27,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Config = Annotated[Path, typer.Argument(help="YAML file of the case", metavar="CONFIG")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="override a setting, e.g. --set train.steps=500", metavar="KEY=VALUE")
-]
-RunDir = Annotated[Path | None, typer.Option("--run-dir", help="run folder (default: runs/<name of the case>)")]
-Observation = Annotated[Path | None, typer.Option("--observation", help="observed data in place of the config's")]
-
 
 @app.command("run")
 def run_command(
@@ -43,7 +38,7 @@ def run_command(
     """
     from pipeline.stages.run import OUTPUTS
 
-    run = _run(config, overrides, run_dir, observation)
+    run = run_of(config, overrides, run_dir, observation)
     for stage in run.stages:
         _stage(stage)(run)
     typer.echo(f"report: {run.folder / OUTPUTS['report']}")
@@ -52,20 +47,28 @@ def run_command(
 def _stage(name: str) -> Callable[[Any], Path]:
     import importlib
 
-    return getattr(importlib.import_module(f"pipeline.stages.{name}"), name)
+    from pipeline.stages.run import hold
+
+    stage = getattr(importlib.import_module(f"pipeline.stages.{name}"), name)
+
+    def held(run: Any) -> Path:
+        with hold(run, name):
+            return stage(run)
+
+    return held
 
 
 def _stage_command(name: str, summary: str) -> None:
     def command(
         config: Config, overrides: Overrides = None, run_dir: RunDir = None, observation: Observation = None
     ) -> None:
-        _stage(name)(_run(config, overrides, run_dir, observation))
+        _stage(name)(run_of(config, overrides, run_dir, observation))
 
     command.__doc__ = f"{summary}\n\nExample: elboscope {name} configs/k2_24.yaml"
     app.command(name)(command)
 
 
-_stage_command("simulate", "Draw parameters and data into HDF5; a killed run continues.")
+simulations.register(app)
 _stage_command("train", "Train the normalizing flow on the ELBO; a killed run continues.")
 _stage_command("validate", "Calibration on held-out simulations: SBC ranks and TARP coverage.")
 _stage_command("compare", "emcee and nautilus on the same likelihood and prior.")
@@ -104,13 +107,11 @@ def infer_command(
     if draws is not None:
         settings.append(f"infer.draws={draws}")
     if source.suffix != ".safetensors":
-        from pipeline.stages.infer import infer
-
         if observations is not None or out is not None:
             raise InputError(
                 "infer CONFIG takes --observation FILE and --run-dir DIR; OBSERVATIONS and --out go with a POSTERIOR"
             )
-        infer(_run(source, settings, run_dir, observation))
+        _stage("infer")(run_of(source, settings, run_dir, observation))
         return
     observations = observations or observation
     if observations is None or out is None:
@@ -152,7 +153,7 @@ def check_command(config: Config, overrides: Overrides = None, observation: Obse
     """
     from pipeline.stages.check import check
 
-    check(_run(config, overrides, None, observation))
+    check(run_of(config, overrides, None, observation))
 
 
 @app.command("combine")
@@ -336,29 +337,6 @@ def schema_command(
     write_text(out, text)
 
 
-def _run(config: Path, overrides: list[str] | None, run_dir: Path | None, observation: Path | None) -> Any:
-    from pipeline.config import load_case
-    from pipeline.stages.run import Run
-
-    case = load_case(config, list(overrides or []))
-    if observation is not None:
-        case = case.model_copy(update={"observation": observation.resolve()})
-    return Run(case, run_dir if run_dir is not None else Path("runs") / case.name)
-
-
-def _of_the_simulator(error: Exception) -> str | None:
-    """One line for an error that a user's own simulator raised, or that the contract of simulators did; else None."""
-    import traceback
-
-    problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-    frames = traceback.extract_tb(error.__traceback__)
-    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    for frame, module in zip(reversed(frames), reversed(modules), strict=True):
-        if module.startswith("elboscope_user_simulator_"):
-            return f"{frame.filename}, line {frame.lineno}, in {frame.name}: {problem}"
-    return str(error) if modules[-1:] == ["simulators.protocol"] else None
-
-
 def main() -> NoReturn:
     """Entry point: one line and exit code 2 for bad input, 128 + signal where a signal stopped the run."""
     from pipeline.interrupt import Interrupted, handle_signals
@@ -370,7 +348,7 @@ def main() -> NoReturn:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError) as error:
-        line = _of_the_simulator(error)
+        line = simulator_fault(error)
         if line is None:
             raise
         typer.echo(f"error: {line}", err=True)

@@ -5,6 +5,8 @@ Data file (simulations and observations share it), HDF5:
     /x/<observable>     (N, *shape)   attributes: unit, role, label
     /theta              (N, D)        where known; attributes: names, units
     /id                 (N,) UTF-8    observations only
+    /failed             (N,) uint8    simulations only: 0, or why the row has no x (`simulators.failures`), which is then NaN
+    /failures           row, reason   in a shard with failed simulations: which rows of it, and why in words
     root attributes     schema, schema_version, stage, content_key, settings, inputs, provenance, ...
 
 inference.h5, netCDF-4/HDF5, one variable a name below:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,9 +13,13 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
-    """Base of every block of settings: frozen, unknown keys refused."""
+    """Base of every block of settings: frozen, unknown keys refused.
+
+    `execution_only` names what changes how a stage runs and not what it makes: no part of a content key.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    execution_only: ClassVar[frozenset[str]] = frozenset()
 
 
 class SimulatorSettings(Settings):
@@ -39,6 +43,22 @@ class SimulateSettings(Settings):
         default_factory=dict,
         description="distributions from which theta is drawn in place of the prior, by parameter; q targets the prior all the same",
     )
+    batch: Positive | None = Field(
+        default=None,
+        description="simulations asked for at once, which bounds memory and the time to a stop; part of the content; default: the simulator's own `batch`, or 16384",
+    )
+    workers: Positive | None = Field(
+        default=None,
+        description="processes that make shards; default: one a core where the simulator runs on the CPU and there is enough to do",
+    )
+    most_failed: Fraction = Field(
+        default=0.1,
+        description="share of failed simulations from which the stage is refused; failed ones are never trained on",
+    )
+    compression: Literal["none", "zstd", "blosc2"] = Field(
+        default="none", description="of shards, lossless; other than none needs the package hdf5plugin, for reading too"
+    )
+    execution_only = frozenset({"workers", "most_failed", "compression"})
 
 
 class FlowSettings(Settings):
@@ -374,3 +394,14 @@ class CaseSettings(Settings):
         """Plain JSON values, by the names used in YAML; `include` keeps only those blocks."""
         values = self.model_dump(mode="json", by_alias=True)
         return {k: values[k] for k in include} if include else values
+
+    def content(self, *include: str) -> dict[str, Any]:
+        """`dump` without settings that are execution-only."""
+        values = self.dump(*include)
+        for name, field in type(self).model_fields.items():
+            block = getattr(self, name)
+            if isinstance(block, Settings) and (field.alias or name) in values:
+                values[field.alias or name] = {
+                    k: v for k, v in values[field.alias or name].items() if k not in block.execution_only
+                }
+        return values

@@ -1,7 +1,7 @@
 """What a simulator is: parameters, observables, `simulate`, and what it may offer beyond that.
 
 A simulator is any object with the attributes of :class:`Simulator`. No base class is needed. What is
-optional (`log_likelihood`, `features`, `pilot`, `model_curve`, `read_observation`) is looked up by name; the
+optional (`log_likelihood`, `features`, `pilot`, `model_curve`, `simulate_with_reasons`, `read_observation`) is looked up by name; the
 functions at the end of this file say whether it is there.
 """
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from simulators.failures import Failure
 from simulators.units import check_unit
 
 Data = dict[str, Tensor]
@@ -111,6 +112,10 @@ class Simulator(Protocol):
       with a prior on the simplex both are (N, D - 1).
     - `model_curve(theta, x, grid) -> Tensor`: noise-free prediction of the first data observable for
       ONE observation: theta (K, D), x of one row, grid (G,) of its abscissa, gives (K, G).
+    - `simulate_with_reasons(theta, context, *, generator) -> tuple[Data, dict[int, Failure]]`: `simulate`, and why
+      some rows failed, where that is known (`simulators.per_draw`, `simulators.external_program`). A failed
+      simulation is a row with NaN, with or without a reason.
+    - `batch: int`: simulations that stage `simulate` asks for at once; small for a simulator that takes seconds a draw.
     - `read_observation(path) -> tuple[Data, list[str]]`: an observed file of this kind as x of N rows
       and their N identifiers.
     """
@@ -145,6 +150,16 @@ def _optional(simulator: Simulator, name: str) -> Any:
     """A method that the contract does not ask for, or None."""
     member = getattr(simulator, name, None)
     return member if callable(member) else None
+
+
+def simulate_with_reasons(
+    simulator: Simulator, theta: Tensor, *, generator: torch.Generator
+) -> tuple[Data, dict[int, Failure]]:
+    """x of theta (N, D) under conditions of the simulator's own design, and why some rows failed, where it says so."""
+    own = _optional(simulator, "simulate_with_reasons")
+    if own is not None:
+        return own(theta, None, generator=generator)
+    return simulator.simulate(theta, None, generator=generator), {}
 
 
 def has_likelihood(simulator: Simulator) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +19,13 @@ from torch.distributions import Distribution
 from pipeline.config import build_simulator
 from pipeline.errors import InputError
 from pipeline.progress import console
+from pipeline.run_lock import run_lock
 from pipeline.schema import INPUTS, SETTINGS
 from pipeline.settings import CaseSettings, PhaseSettings
 from pipeline.store import (
     DataSet,
     content_key,
+    file_sha256,
     input_digest,
     is_data_file,
     open_hdf5,
@@ -45,6 +48,15 @@ OUTPUTS = {
     "compare": "comparison.h5",
     "report": "report.html",
 }
+READS: dict[str, tuple[str, ...]] = {
+    "simulate": (),
+    "train": ("simulate",),
+    "infer": ("train",),
+    "validate": ("simulate", "train"),
+    "compare": ("infer",),
+    "report": ("train", "infer", "validate", "compare"),
+}
+"""Outputs of other stages that must stay as they are while a stage runs."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +161,7 @@ class Run:
 
     def relevant(self, *blocks: str) -> dict[str, Any]:
         """Settings for a content key: in `simulator`, files stand for their content and not for where they lie."""
-        values = self.case.dump(*blocks)
+        values = self.case.content(*blocks)
         if "simulator" in values:
             values["simulator"] = with_digests(values["simulator"])
         return values
@@ -162,6 +174,11 @@ class Run:
             )
 
 
+def hold(run: Run, stage: str) -> AbstractContextManager[None]:
+    """Keep other processes from writing what this stage writes or reads; one that already does is named in an InputError."""
+    return run_lock(run.folder, stage, writes=(stage,), reads=READS[stage])
+
+
 def need_same_settings(run: Run, path: Path, stage: str) -> None:
     """Refuse the output of an earlier stage that was made with other settings of that stage than the case has now.
 
@@ -169,10 +186,13 @@ def need_same_settings(run: Run, path: Path, stage: str) -> None:
         InputError: names the first setting that differs.
     """
     stored = json.loads(read_attribute(path, SETTINGS) or "{}").get(stage)
-    wanted = run.case.dump(stage)[stage]
-    if stored is None or stored == wanted:
+    if stored is None:
         return
-    had, has = _flat(stored), _flat(wanted)
+    wanted = run.case.content(stage)[stage]
+    execution_only = run.case.dump(stage)[stage].keys() - wanted.keys()
+    had, has = _flat({k: v for k, v in stored.items() if k not in execution_only}), _flat(wanted)
+    if had == has:
+        return
     key = next(k for k in [*has, *had] if had.get(k) != has.get(k))
     raise InputError(
         f"{path}: made with {stage}.{key} = {had.get(key)}, the case says {has.get(key)}: run `elboscope {stage}` again"
@@ -264,9 +284,9 @@ class StageKey:
 
 
 def begin(
-    run: Run, stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, Path]
+    run: Run, stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, Path], *, say: bool = True
 ) -> StageKey | None:
-    """The key of a stage's output; None, with a line on the terminal, if that output is already there.
+    """The key of a stage's output; None, with a line on the terminal (`say`), if that output is already there.
 
     Args:
         version: raised when the stage's output would change for the same settings.
@@ -277,8 +297,11 @@ def begin(
     key = content_key(stage, version, settings, digests)
     output = run.output(stage)
     if read_key(output) == key:
-        console.print(f"{stage}: {output} is up to date")
+        if say:
+            console.print(f"{stage}: {output} is up to date")
         return None
+    with suppress(OSError):
+        checksum_path(run.folder, stage).unlink()
     run.pin_threads()
     return StageKey(stage, key, run.case.dump(), digests, time.monotonic())
 
@@ -289,9 +312,15 @@ def is_stale(path: Path, inputs: Mapping[str, Path]) -> bool:
     return any(name in recorded and recorded[name] != input_digest(file) for name, file in inputs.items())
 
 
+def checksum_path(folder: Path, stage: str) -> Path:
+    """SHA-256 of a stage's output as `sha256sum --check` reads it, in the run folder."""
+    return folder / "settings" / f"{stage}.sha256"
+
+
 def finish(run: Run, key: StageKey, note: str) -> Path:
-    """Write the resolved settings beside the output, and say what was made."""
+    """Write the resolved settings and the checksum of the output beside it, and say what was made."""
     output = run.output(key.stage)
+    write_text(checksum_path(run.folder, key.stage), f"{file_sha256(output)}  {output.name}\n")
     write_text(
         run.folder / "settings" / f"{key.stage}.yaml",
         yaml.safe_dump(json.loads(json.dumps(key.settings)), sort_keys=False),

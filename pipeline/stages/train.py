@@ -83,7 +83,12 @@ def load_simulations(run: Run) -> tuple[TrainingSet, TrainingSet]:
     with open_hdf5(path) as file:
         count = int(np.asarray(file.attrs[HELD_OUT]))
     parts = []
-    for part in (data.rows(0, count), data.rows(count, len(data))):
+    for name, rows in (("held-out", data.rows(0, count)), ("training", data.rows(count, len(data)))):
+        part = rows.without_failed()
+        if len(part) < len(rows):
+            console.print(f"train: {len(rows) - len(part)} of {len(rows)} {name} simulations failed and are left out")
+        if not len(part):
+            raise InputError(f"{path}: all {name} simulations failed")
         assert part.theta is not None
         parts.append(
             training_set(run.simulator, part.theta, part.x, prior=run.prior, proposal=run.proposal, device=run.device)

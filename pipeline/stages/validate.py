@@ -91,7 +91,10 @@ def held_out_simulations(run: Run) -> DataSet:
             f"validate.simulations is {wanted}, but only {count} simulations were held out; raise simulate.held_out"
         )
     data = read_data(path, observables=run.simulator.observables, parameters=run.simulator.parameters)
-    return data.rows(count - wanted, count)
+    held_out = data.rows(count - wanted, count).without_failed()
+    if len(held_out) < wanted:
+        console.print(f"validate: {wanted - len(held_out)} of {wanted} held-out simulations failed and are left out")
+    return held_out
 
 
 def _deliver(run: Run, posterior: Posterior, data: DataSet) -> HeldOutDraws:

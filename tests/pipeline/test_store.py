@@ -272,7 +272,7 @@ def test_large_datasets_are_chunked_by_rows(tmp_path: Path) -> None:
     store.write_data(file, observables=(Observable("a", (1000,)),), x={"a": torch.zeros(500, 1000)})
     with h5py.File(file) as opened:
         chunks = opened["x/a"].chunks
-    assert chunks == (store.CHUNK_BYTES // 8000, 1000)
+    assert chunks == (store.hdf5.CHUNK_BYTES // 8000, 1000)
 
 
 def test_units_are_converted(path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Commands of `elboscope`, one file an area; each registers itself in `pipeline.cli`."""

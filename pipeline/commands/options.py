@@ -1,0 +1,26 @@
+"""Arguments that many commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Config = Annotated[Path, typer.Argument(help="YAML file of the case", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="override a setting, e.g. --set train.steps=500", metavar="KEY=VALUE")
+]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", help="run folder (default: runs/<name of the case>)")]
+Observation = Annotated[Path | None, typer.Option("--observation", help="observed data in place of the config's")]
+
+
+def run_of(config: Path, overrides: list[str] | None, run_dir: Path | None, observation: Path | None = None) -> Any:
+    """The case of a config in its run folder."""
+    from pipeline.config import load_case
+    from pipeline.stages.run import Run
+
+    case = load_case(config, list(overrides or []))
+    if observation is not None:
+        case = case.model_copy(update={"observation": observation.resolve()})
+    return Run(case, run_dir if run_dir is not None else Path("runs") / case.name)
