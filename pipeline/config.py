@@ -166,11 +166,11 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
 
 
 def _resolve_option(option: Any, folder: Path) -> Any:
-    """In options, a value under a key `observation` or `path` is a file, relative to the config."""
+    """In options, a value under a key `observation`, `path` or `data` is a file, relative to the config."""
     if isinstance(option, dict):
         return {
             k: str((folder / v).resolve())
-            if k in ("observation", "path") and isinstance(v, str)
+            if k in ("observation", "path", "data") and isinstance(v, str)
             else _resolve_option(v, folder)
             for k, v in option.items()
         }

@@ -27,6 +27,8 @@ BUILT_IN: dict[str, str] = {
     "bernoulli_glm_raw": "simulators.benchmark.bernoulli_glm_raw:BernoulliGlmRaw",
     "sir": "simulators.benchmark.sir:Sir",
     "lotka_volterra": "simulators.benchmark.lotka_volterra:LotkaVolterra",
+    "fermi_poisson": "simulators.fermi.poisson:FermiPoisson",
+    "fermi_inner_galaxy": "simulators.fermi.inner_galaxy:FermiInnerGalaxy",
 }
 ENTRY_POINT_GROUP = "elboscope.simulators"
 RESERVED = frozenset(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -13,12 +12,13 @@ from simulators.priors import prior_of, sample
 from simulators.protocol import Data, Simulator, has_likelihood, network_features, pilot_of
 from simulators.registry import available, create
 from simulators.units import check_unit
+from tests.simulators.fermi.synthetic_sky import write_synthetic_sky
 
 PLANET = {"period": 20.885258, "conjunction": 2072.79438, "logk": {"normal": [1.6, 1]}}
 ECCENTRIC = {"secosw": {"uniform": [-0.6, 0.6]}, "sesinw": {"uniform": [-0.6, 0.6]}}
 VELOCITIES = {"jit": {"normal": [1.1, 0.5]}, "design": {"points": 12, "baseline": 90, "start": 2364, "error": 1.7}}
 
-CASES: dict[str, tuple[str, Mapping[str, Any]]] = {
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "linear_gaussian": ("linear_gaussian", {"dimension": 3, "size": 5}),
     "radial_velocity": ("radial_velocity", VELOCITIES | {"planets": [PLANET]}),
     "radial_velocity_eccentric": (
@@ -39,7 +39,10 @@ CASES: dict[str, tuple[str, Mapping[str, Any]]] = {
     "bernoulli_glm_raw": ("bernoulli_glm_raw", {}),
     "sir": ("sir", {}),
     "lotka_volterra": ("lotka_volterra", {}),
+    "fermi_poisson": ("fermi_poisson", {}),
+    "fermi_inner_galaxy": ("fermi_inner_galaxy", {}),
 }
+NEED_DATA = ("fermi_poisson", "fermi_inner_galaxy")
 
 N, K = 6, 4
 
@@ -50,8 +53,10 @@ def test_every_registered_simulator_has_a_case() -> None:
 
 
 @pytest.fixture(params=CASES, scope="module")
-def simulator(request: pytest.FixtureRequest) -> Simulator:
+def simulator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Simulator:
     name, options = CASES[request.param]
+    if name in NEED_DATA:
+        options = options | {"data": str(write_synthetic_sky(tmp_path_factory.mktemp("sky") / "sky.h5"))}
     return create(name, options)
 
 
