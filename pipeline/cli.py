@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from pipeline.commands import data
 from pipeline.errors import InputError
 
 # Threads of libgomp spin for a few milliseconds when they wait for each other. On a machine that is shared, with
@@ -334,6 +335,9 @@ def schema_command(
     from pipeline.store import write_text
 
     write_text(out, text)
+
+
+data.register(app)
 
 
 def _run(config: Path, overrides: list[str] | None, run_dir: Path | None, observation: Path | None) -> Any:

@@ -16,6 +16,7 @@ import yaml
 from torch.distributions import Distribution
 
 from pipeline.config import build_simulator
+from pipeline.datasets.cache import fetch_hint
 from pipeline.errors import InputError
 from pipeline.progress import console
 from pipeline.schema import INPUTS, SETTINGS
@@ -138,12 +139,14 @@ class Run:
         """The observed file.
 
         Raises:
-            InputError: none configured.
+            InputError: none configured, or a dataset that has not been fetched.
         """
         if self.case.observation is None:
             raise InputError(
                 f"case {self.case.name!r} has no observation: set `observation:` or give --observation FILE"
             )
+        if hint := fetch_hint(self.case.observation):
+            raise InputError(f"{self.case.observation}: no such file{hint}")
         return self.case.observation
 
     def relevant(self, *blocks: str) -> dict[str, Any]:
