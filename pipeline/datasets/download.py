@@ -1,6 +1,6 @@
 """Resumable downloads, checked by SHA-256 before a file gets its final name.
 
-urllib and not pooch, which is otherwise what one would take: pooch 1.8 starts every download from its first byte.
+urllib and not pooch, which is otherwise what one would take: its HTTPDownloader starts every download from the first byte.
 """
 
 from __future__ import annotations

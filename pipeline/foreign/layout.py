@@ -153,7 +153,7 @@ def _constant(numbers: Numbers, grouping: Grouping, where: str) -> Laid:
 
 
 def _lay_out_array(numbers: Numbers, observable: Observable, where: str) -> Laid:
-    """An array that is one observation, several, or one that is shorter than the shape."""
+    """An array that is one observation, several, or one of fewer points: shorter, or a matrix over fewer."""
     values, shape = numbers.values, observable.shape
     if values.shape == shape:
         return Laid(values[None], numbers.label)
@@ -161,6 +161,10 @@ def _lay_out_array(numbers: Numbers, observable: Observable, where: str) -> Laid
         return Laid(values, numbers.label)
     if shape and values.ndim == len(shape) and values.shape[1:] == shape[1:] and len(values) < shape[0]:
         return _scatter(values, observable, group_rows([numbers.label] * len(values)), where)
+    if len(shape) == 2 and shape[0] == shape[1] and values.ndim == 2 and values.shape[0] == values.shape[1] < shape[0]:
+        padded = np.full((1, *shape), np.nan)
+        padded[0, : len(values), : len(values)] = values
+        return Laid(padded, numbers.label, np.array([len(values)]))
     raise InputError(
         f"{where}: has shape {values.shape}, observable {observable.name!r} wants {shape}, or (N, ...) of it for N observations"
     )

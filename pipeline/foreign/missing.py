@@ -33,9 +33,15 @@ class Settled:
     left_out: tuple[str, ...]
 
 
-def is_mask(observable: Observable) -> bool:
-    """Whether an observable says which points there are: context, dimensionless, `mask` in its name."""
-    return observable.role == "context" and not observable.unit and "mask" in observable.name and bool(observable.shape)
+def mask_names(observables: Sequence[Observable]) -> frozenset[str]:
+    """Observables that say which points there are: those that others name as `present`, or called so, or with mask in the name."""
+    named = {getattr(o, "present", None) for o in observables}
+    return frozenset(
+        o.name
+        for o in observables
+        if o.shape
+        and (o.name in named or (o.role == "context" and not o.unit and ("mask" in o.name or o.name == "present")))
+    )
 
 
 def settle(
@@ -44,7 +50,8 @@ def settle(
     """Fill in the masks, and settle every gap.
 
     A mask that no column gives is 1 where there is a point and 0 where there is none. At an absent point stands the last
-    present value before it, or the first one: finite and of a kind that the simulator knows. No likelihood looks at it.
+    present value before it, or the first one: finite and of a kind that the simulator knows; in a matrix over points the
+    identity. No likelihood looks at it.
 
     Args:
         laid: what the files have; only masks may be left out.
@@ -55,30 +62,35 @@ def settle(
         InputError: a missing value, too few points and no mask, or an observation without points.
     """
     count = len(ids)
-    masks = [o for o in observables if is_mask(o)]
-    cover = {o.name: _cover(o, masks) for o in observables}
-    gaps = {name: ~np.isfinite(one.values) for name, one in laid.items()}
+    names = mask_names(observables)
+    masks = [o for o in observables if o.name in names]
+    others = [o for o in observables if o.name not in names]
+    cover = {o.name: _cover(o, masks) for o in others}
     present: dict[str, Flags] = {}
     absent = np.zeros(count, dtype=int)
     for mask in masks:
-        covered = [laid[o.name] for o in observables if cover[o.name] is mask]
+        covered = [laid[o.name] for o in others if cover[o.name] is mask]
         flags = _given_mask(laid[mask.name], ids) if mask.name in laid else _padding(mask, covered, ids)
         if drop_missing:
             whole = flags
-            for one in covered:
-                flags = flags & np.isfinite(one.values).reshape(*flags.shape, -1).all(axis=-1)
+            for o in (o for o in others if cover[o.name] is mask and not _is_matrix(o, mask)):
+                flags = flags & np.isfinite(laid[o.name].values).reshape(*flags.shape, -1).all(axis=-1)
             absent += (whole & ~flags).reshape(count, -1).sum(axis=1)
         present[mask.name] = flags
     bad = np.zeros(count, dtype=bool)
-    for o in (o for o in observables if not is_mask(o)):
+    filled: dict[str, NDArray[np.float64]] = {}
+    for o in others:
         mask = cover[o.name]
         _need_mask(o, laid[o.name], ids, mask)
-        if mask is not None:
-            gaps[o.name] = gaps[o.name] & _expand(present[mask.name], gaps[o.name].ndim)
-        rows = gaps[o.name].reshape(count, -1).any(axis=1)
+        there = np.array(True) if mask is None else _there(o, mask, present[mask.name], laid[o.name].values.ndim)
+        gaps = ~np.isfinite(laid[o.name].values) & there
+        rows = gaps.reshape(count, -1).any(axis=1)
         if rows.any() and not drop_missing:
-            raise InputError(_describe_gap(o, laid[o.name], gaps[o.name], ids))
+            raise InputError(_describe_gap(o, laid[o.name], gaps, ids))
         bad |= rows
+        filled[o.name] = (
+            laid[o.name].values if mask is None else _filled(o, mask, laid[o.name].values, present[mask.name])
+        )
     for name, flags in present.items():
         empty = ~flags.reshape(count, -1).any(axis=1)
         if empty.any() and not drop_missing:
@@ -87,21 +99,28 @@ def settle(
     if bad.all():
         raise InputError(f"all {count} observations have missing values: nothing is left")
     keep = np.flatnonzero(~bad)
-    x = {
-        o.name: (present[o.name] if is_mask(o) else _filled(laid[o.name].values, present, cover[o.name]))[keep].astype(
-            float
-        )
-        for o in observables
-    }
+    x = filled | {name: flags.astype(np.float64) for name, flags in present.items()}
+    x = {o.name: x[o.name][keep] for o in observables}
     left_out = tuple(ids[int(i)] for i in np.flatnonzero(bad))
     return Settled(x, tuple(ids[int(i)] for i in keep), int(absent[keep].sum()), left_out)
 
 
 def _cover(observable: Observable, masks: Sequence[Observable]) -> Observable | None:
-    """The mask with whose shape the observable's begins."""
-    if is_mask(observable):
-        return None
-    return next((m for m in masks if observable.shape[: len(m.shape)] == m.shape), None)
+    """The mask that it names as `present`, or else the one with whose shape its own begins."""
+    named = next((m for m in masks if m.name == getattr(observable, "present", None)), None)
+    return named or next((m for m in masks if observable.shape[: len(m.shape)] == m.shape), None)
+
+
+def _is_matrix(observable: Observable, mask: Observable) -> bool:
+    """A matrix over points, as a covariance is: a point that is absent has neither row nor column."""
+    return len(mask.shape) == 1 and observable.shape == mask.shape * 2
+
+
+def _there(observable: Observable, mask: Observable, flags: Flags, dimensions: int) -> Flags:
+    """Where a value is needed, of `dimensions` dimensions."""
+    if _is_matrix(observable, mask):
+        return flags[:, :, None] & flags[:, None, :]
+    return _expand(flags, dimensions)
 
 
 def _expand(flags: Flags, dimensions: int) -> Flags:
@@ -152,11 +171,13 @@ def _need_mask(observable: Observable, laid: Laid, ids: Sequence[str], mask: Obs
     )
 
 
-def _filled(values: NDArray[np.float64], present: Mapping[str, Flags], mask: Observable | None) -> NDArray[np.float64]:
-    """Values with the last present one, or else the first, in place of absent ones."""
-    if mask is None:
-        return values
-    flags = present[mask.name].reshape(len(values), -1)
+def _filled(
+    observable: Observable, mask: Observable, values: NDArray[np.float64], present: Flags
+) -> NDArray[np.float64]:
+    """Values with the last present one, or else the first, in place of absent ones; a matrix with the identity there."""
+    if _is_matrix(observable, mask):
+        return np.where(_there(observable, mask, present, 3), values, np.eye(values.shape[1]))
+    flags = present.reshape(len(values), -1)
     places = np.where(flags, np.arange(flags.shape[1]), -1)
     source = np.maximum.accumulate(places, axis=1)
     source = np.where(source < 0, np.argmax(flags, axis=1)[:, None], source)
@@ -182,9 +203,12 @@ def _describe_gap(observable: Observable, laid: Laid, gaps: Flags, ids: Sequence
 
 
 def check_errors(x: Mapping[str, NDArray[np.float64]], observables: Sequence[Observable], ids: Sequence[str]) -> None:
-    """Raise InputError where a 1-sigma error is not positive."""
-    for name in {o.error for o in observables if o.error is not None and o.error in x}:
-        wrong = ~(x[name] > 0)
+    """Raise InputError where a 1-sigma error, or the diagonal of a covariance, is not positive."""
+    for o in (o for o in observables if o.error in x):
+        errors = x[str(o.error)]
+        covariance = errors.ndim == 3 and errors.shape[1:] == o.shape * 2
+        wrong = ~((np.diagonal(errors, axis1=1, axis2=2) if covariance else errors) > 0)
         if wrong.any():
-            i = np.argwhere(wrong)[0]
-            raise InputError(f"observation {ids[i[0]]!r}: {name} must be positive, got {x[name][tuple(i)]:g}")
+            first = tuple(int(i) for i in np.argwhere(wrong)[0])
+            which = f"{o.error}{', diagonal' if covariance else ''}, element {list(first[1:])}"
+            raise InputError(f"observation {ids[first[0]]!r}: {which}: an error must be positive")

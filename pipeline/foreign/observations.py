@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError
 from pipeline.foreign.fields import ForeignFile, listed
 from pipeline.foreign.layout import Grouping, Laid, group_rows, join, lay_out, rows_are_points
-from pipeline.foreign.missing import Settled, check_errors, is_mask, settle
+from pipeline.foreign.missing import Settled, check_errors, mask_names, settle
 from pipeline.foreign.numbers import Numbers, Wanted, field_numbers, numbers_of, wanted
 from pipeline.foreign.read import read_array
 from pipeline.settings import IngestSettings
@@ -172,6 +172,7 @@ def _group(
 def _numbers(file: ForeignFile, plan: Plan) -> dict[str, Numbers]:
     """What each observable takes from the file: the column that is named, else that of its own name."""
     numbers: dict[str, Numbers] = {}
+    masks = mask_names(plan.observables)
     for o in plan.observables:
         if o.name in plan.arrays:
             continue
@@ -180,7 +181,7 @@ def _numbers(file: ForeignFile, plan: Plan) -> dict[str, Numbers]:
             numbers[o.name] = numbers_of(file, plan.columns[o.name], o, codes=codes)
         elif file.find(o.name) is not None:
             numbers[o.name] = numbers_of(file, Wanted(o.name, None), o, codes=codes)
-        elif not is_mask(o) and o.name not in plan.diagonal:
+        elif o.name not in masks and o.name not in plan.diagonal:
             raise InputError(
                 f"{file.path}: no column {o.name!r} [{o.unit}]; name one with --column '{o.name}=COLUMN[UNIT]'; the file has {listed([f.name for f in file.fields])}"
             )
@@ -282,10 +283,11 @@ def gather(
     for name in plan.arrays.keys() - laid.keys():
         laid[name] = _shared_array(plan, name, len(ids))
     settled = settle(laid, observables, ids, drop_missing=plan.settings.drop_missing)
-    check_errors(settled.x, observables, settled.ids)
+    x = _with_diagonals(settled.x, plan, len(settled.ids))
+    check_errors(x, plan.observables, settled.ids)
     return replace(
         settled,
-        x=_with_diagonals(settled.x, plan, len(settled.ids)),
+        x=x,
         points_absent=settled.points_absent + sum(part.dropped.points for part in parts),
         left_out=settled.left_out + tuple(i for part in parts for i in part.dropped.ids),
     )
@@ -302,7 +304,8 @@ def _from_arrays_alone(plan: Plan) -> tuple[list[Part], list[str]]:
     count = max(counts, default=1)
     stem = _stem(next(iter(plan.arrays.values()))[0])
     ids = [stem] if count == 1 else [f"{stem}-{row}" for row in range(1, count + 1)]
-    missing = [o.name for o in plan.observables if o.name not in laid and not is_mask(o)]
+    masks = mask_names(plan.observables)
+    missing = [o.name for o in plan.observables if o.name not in laid and o.name not in masks]
     if missing:
         raise InputError(f"ingest: nothing given for {', '.join(missing)}: give files with these columns, or --array")
     return [Part({}, tuple(ids), Dropped())], ids

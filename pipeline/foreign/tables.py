@@ -17,6 +17,9 @@ from simulators.units import parse_unit
 
 UNIT_IN_NAME = re.compile(r"(?P<name>.*[^\s\[])\s*\[(?P<unit>[^\[\]]*)\]")
 
+ENCODING = "utf-8-sig"
+"""With or without the mark that spreadsheets put in front."""
+
 
 def read_text(path: Path) -> ForeignFile:
     """A text table: ECSV where it says so, CSV where its header has commas, else what astropy recognises.
@@ -60,7 +63,7 @@ def _text_file(path: Path, kind: str, table: Any) -> ForeignFile:
 def _first_lines(path: Path) -> tuple[str, str]:
     """The first line that is not empty, and the first that is no comment either."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding=ENCODING) as file:
             lines = (line.strip() for line in file if line.strip())
             first = next(lines, "")
             return first, next((line for line in itertools.chain([first], lines) if not line.startswith("#")), first)
@@ -144,7 +147,7 @@ def _read(path: Path, **options: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return Table.read(path, **options)
+            return Table.read(path, encoding=ENCODING, **options)
         except Exception as error:  # astropy raises several kinds; each becomes one readable line
             raise InputError(f"{path}: not a table that astropy reads ({_one_line(error)})") from None
 

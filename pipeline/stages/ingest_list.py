@@ -11,7 +11,8 @@ from rich.table import Table
 
 from pipeline.errors import InputError
 from pipeline.foreign.fields import Field, ForeignFile
-from pipeline.foreign.missing import is_mask
+from pipeline.foreign.missing import mask_names
+from pipeline.foreign.numbers import wanted
 from pipeline.foreign.read import read_foreign
 from pipeline.settings import CaseSettings, IngestSettings
 from pipeline.stages.ingest import by_its_reader, read_observations
@@ -92,25 +93,29 @@ def _wants(simulator: Simulator, files: Sequence[ForeignFile], settings: IngestS
     for title in ("  observable", "shape", "unit", "role", "" if own else "from"):
         table.add_column(title)
     for o in simulator.observables:
-        origin = "" if own else _origin(o, files, settings)
+        origin = "" if own else _origin(o, files, settings, mask_names(simulator.observables))
         table.add_row(f"  {o.name}", str(o.shape), o.unit or "dimensionless", o.role, origin)
     return table
 
 
-def _origin(observable: Observable, files: Sequence[ForeignFile], settings: IngestSettings) -> str:
+def _origin(
+    observable: Observable, files: Sequence[ForeignFile], settings: IngestSettings, masks: frozenset[str]
+) -> str:
     """Where an observable would come from."""
     name = observable.name
     diagonal = f", with squares of {settings.diagonal[name]} on the diagonal" if name in settings.diagonal else ""
     if name in settings.arrays:
         return settings.arrays[name] + diagonal
-    if name in settings.columns:
-        return settings.columns[name] + diagonal
+    given = settings.columns.get(name)
     try:
-        found = next((f for file in files if (f := file.find(name)) is not None), None)
+        column = name if given is None else wanted(given, name).name
+        found = next((f for file in files if (f := file.find(column)) is not None), None)
     except InputError as error:
         return str(error)
+    if given is not None and (found is None or found.unit is None or "[" in given):
+        return given + diagonal
     if found is not None:
         return f"{found.name} [{found.unit if found.unit is not None else '?'}]{diagonal}"
     if diagonal:
         return diagonal.removeprefix(", with ")
-    return "(present points)" if is_mask(observable) else f"(nothing yet: --column '{name}=COLUMN[{observable.unit}]')"
+    return "(points that are there)" if name in masks else f"(nothing yet: --column '{name}=COLUMN[{observable.unit}]')"

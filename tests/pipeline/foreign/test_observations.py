@@ -182,6 +182,34 @@ def test_supernovae_from_text_files(reference: Path) -> None:
     np.testing.assert_allclose(one.x["covariance"], result.x["covariance"], rtol=1e-14, atol=1e-20)
 
 
+def test_a_survey_with_fewer_supernovae(reference: Path, tmp_path: Path) -> None:
+    """41 places for 40: the covariance gets the identity where there is none."""
+    present = Observable("present", (41,), role="context")
+    wants = (
+        Observable("redshift", (41,), role="context"),
+        present,
+        Observable("magnitude", (41,), "mag", error="covariance"),
+        Observable("covariance", (41, 41), "mag2", role="context"),
+    )
+    folder = reference / "observations/pantheon"
+    columns = {"redshift": "z", "magnitude": "mb[mag]", "covariance": "covariance[mag2]"}
+    result = made(wants, folder / "pantheon_binned.h5", columns=columns)
+    with h5py.File(folder / "pantheon_binned.h5") as file:
+        assert np.array_equal(result.x["covariance"][0, :40, :40], file["covariance"][:])
+        assert result.x["redshift"][0].tolist() == [*file["z"][:], file["z"][-1]]
+    assert result.x["covariance"][0, 40].tolist() == [*[0.0] * 40, 1.0]
+    assert result.x["present"][0].tolist() == [*[1.0] * 40, 0.0]
+    np.savetxt(tmp_path / "39.txt", np.eye(39))
+    arrays = {"covariance": f"{tmp_path}/39.txt[mag2]"}
+    del columns["covariance"]
+    message = refused(wants, folder / "pantheon_binned.h5", columns=columns, arrays=arrays)
+    assert "'z' has 40 points and '39' 39" in message
+    np.savetxt(tmp_path / "negative.txt", -np.eye(40))
+    arrays = {"covariance": f"{tmp_path}/negative.txt[mag2]"}
+    message = refused(wants, folder / "pantheon_binned.h5", columns=columns, arrays=arrays)
+    assert "covariance, diagonal, element [0]: an error must be positive" in message
+
+
 def test_errors_alone_make_a_diagonal_covariance(tmp_path: Path, spectrum: Simulator) -> None:
     path = write(tmp_path, "flux [mJy],e [mJy]\n1000,100\n2000,200\n3000,300\n")
     result = made(spectrum.observables, path, diagonal={"covariance": "e"})
@@ -238,7 +266,7 @@ def test_gaps_under_a_mask_of_the_file_are_no_gaps(tmp_path: Path) -> None:
 def test_errors_must_be_positive(tmp_path: Path, light_curve: Simulator) -> None:
     path = write(tmp_path, LONG.replace("11,0.1", "11,0"))
     message = refused(light_curve.observables, path, columns=COLUMNS, group="star")
-    assert "observation 'B': flux_error must be positive, got 0" in message
+    assert "observation 'B': flux_error, element [1]: an error must be positive" in message
 
 
 # ------------------------------------------------------------ what does not fit

@@ -50,6 +50,9 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "semicolons.csv": lambda p: p.write_text(
         "# by me, in 2026\ntime [d];rv [km/s];name\n1.5;2.5;a\n2.5;;a\n3.5;4.5;b\n"
     ),
+    "spreadsheet.csv": lambda p: p.write_bytes(
+        b"\xef\xbb\xbftime [d],rv [km/s],name\r\n1.5,2.5,a\r\n2.5,,a\r\n3.5,4.5,b\r\n"
+    ),
     "hash.csv": lambda p: p.write_text("#time [d],rv [km/s],name\n1.5,2.5,a\n2.5,,a\n3.5,4.5,b\n"),
 }
 
