@@ -55,50 +55,56 @@ def fetch_command(
             typer.echo(path)
 
 
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="what wants the data: a case, a trained posterior.safetensors, the name of a simulator, or none",
+        metavar="CONFIG|POSTERIOR|SIMULATOR|none",
+    ),
+]
+Inputs = Annotated[
+    list[str] | None, typer.Argument(help="files, or fetch:NAME; one observation a file or many", metavar="[INPUT ...]")
+]
+Columns = Annotated[
+    Pairs, typer.Option("--column", help="where an observable comes from", metavar="OBSERVABLE=COLUMN[UNIT]")
+]
+Arrays = Annotated[
+    Pairs,
+    typer.Option("--array", help="an observable from a file of its own", metavar="OBSERVABLE=FILE[:NAME][UNIT]"),
+]
+Diagonal = Annotated[
+    Pairs,
+    typer.Option("--diagonal", help="errors to square and add to a covariance", metavar="OBSERVABLE=COLUMN[UNIT]"),
+]
+Codes = Annotated[
+    Pairs, typer.Option("--codes", help="texts that stand for 0, 1, 2, ...", metavar="OBSERVABLE=A,B,...")
+]
+Rows = Annotated[
+    str | None, typer.Option(help="a row is one of: observations, points; default: as the simulator wants")
+]
+DropMissing = Annotated[
+    bool | None,
+    typer.Option(
+        "--drop-missing/--keep-missing", help="leave NaN and masked values out, and count them; default: refuse"
+    ),
+]
+
+
 def ingest_command(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="what wants the data: a case, a trained posterior.safetensors, the name of a simulator, or none",
-            metavar="CONFIG|POSTERIOR|SIMULATOR|none",
-        ),
-    ],
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(help="files, or fetch:NAME; one observation a file or many", metavar="INPUT..."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="file of observations to write")] = None,
-    columns: Annotated[
-        Pairs, typer.Option("--column", help="where an observable comes from", metavar="OBSERVABLE=COLUMN[UNIT]")
-    ] = None,
-    arrays: Annotated[
-        Pairs,
-        typer.Option("--array", help="an observable from a file of its own", metavar="OBSERVABLE=FILE[:NAME][UNIT]"),
-    ] = None,
-    diagonal: Annotated[
-        Pairs,
-        typer.Option("--diagonal", help="errors to square and add to a covariance", metavar="OBSERVABLE=COLUMN[UNIT]"),
-    ] = None,
-    codes: Annotated[
-        Pairs, typer.Option("--codes", help="texts that stand for 0, 1, 2, ...", metavar="OBSERVABLE=TEXT,TEXT")
-    ] = None,
+    source: Source,
+    inputs: Inputs = None,
+    out: Annotated[Path | None, typer.Option(help="file of observations to write")] = None,
+    columns: Columns = None,
+    arrays: Arrays = None,
+    diagonal: Diagonal = None,
+    codes: Codes = None,
     id_column: Annotated[
         str | None, typer.Option("--id", help="column or header card with the identifiers", metavar="COLUMN")
     ] = None,
-    group: Annotated[
-        str | None, typer.Option("--group", help="equal values make rows one observation", metavar="COLUMN")
-    ] = None,
-    rows: Annotated[
-        str | None,
-        typer.Option("--rows", help="a row is one of: observations, points; default: as the simulator wants"),
-    ] = None,
-    drop_missing: Annotated[
-        bool | None,
-        typer.Option("--drop-missing/--keep-missing", help="leave NaN and masked values out, and count them"),
-    ] = None,
-    show: Annotated[
-        bool, typer.Option("--list", help="what the files have and what is wanted; nothing is written")
-    ] = False,
+    group: Annotated[str | None, typer.Option(help="equal values make rows one observation", metavar="COLUMN")] = None,
+    rows: Rows = None,
+    drop_missing: DropMissing = None,
+    show: Annotated[bool, typer.Option("--list", help="what the files have and what is wanted; write nothing")] = False,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="override a setting of the case", metavar="KEY=VALUE")
     ] = None,

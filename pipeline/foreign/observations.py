@@ -45,7 +45,7 @@ def plan(observables: Sequence[Observable], settings: IngestSettings) -> Plan:
     """Check what the user says against what the simulator wants.
 
     Raises:
-        InputError: an observable that there is not, given twice, or no unit.
+        InputError: an observable that there is not, or one that is given twice.
     """
     by_name = {o.name: o for o in observables}
     said = {
@@ -140,6 +140,8 @@ def read_part(file: ForeignFile, plan: Plan) -> Part:
     grouping, dropped = None, Dropped()
     if rows and (labels := _point_labels(file, plan, numbers, rows)) is not None:
         numbers, grouping, dropped = _group(numbers, labels, drop=plan.settings.drop_missing)
+        if not grouping.labels:
+            return Part({}, (), dropped)
     here = [o for o in plan.observables if o.name in numbers]
     laid = {o.name: lay_out(numbers[o.name], o, grouping=grouping, path=file.path) for o in here}
     counts = {laid[o.name].label: len(laid[o.name].values) for o in here}
@@ -161,8 +163,6 @@ def _group(
             keep &= np.isfinite(n.values).reshape(len(labels), -1).all(axis=1)
     rows = np.flatnonzero(keep)
     kept = [labels[int(i)] for i in rows]
-    if not kept:
-        raise InputError(f"all {len(labels)} rows have missing values: nothing is left")
     left = set(kept)
     gone = tuple(dict.fromkeys(label for label in labels if label not in left))
     chosen = numbers | {name: replace(n, values=n.values[rows]) for name, n in points.items()}
@@ -264,24 +264,27 @@ def gather(
     for path in files:
         parts.append(read_part(read(path), plan))
         done()
-    ids = [i for part in parts for i in part.ids]
-    if not parts:
-        parts, ids = _from_arrays_alone(plan)
+    if not files:
+        parts = [_from_arrays_alone(plan)]
+    filled = [(path, part) for path, part in zip([*files, Path()], parts, strict=False) if part.ids]
+    if not filled:
+        raise InputError(f"ingest: all rows of {len(files)} file(s) have missing values: nothing is left")
+    ids = [i for _, part in filled for i in part.ids]
+    (first, reference), *others = filled
     repeated = next((i for i in ids if ids.count(i) > 1), None) if len(set(ids)) < len(ids) else None
     if repeated is not None:
         raise InputError(
             f"ingest: identifier {repeated!r} stands for more than one observation; choose another with --id"
         )
-    observables = [
-        o for o in plan.observables if o.name not in plan.diagonal or o.name in plan.arrays or o.name in parts[0].laid
-    ]
-    for path, part in zip(files, parts, strict=False):
-        if part.laid.keys() != parts[0].laid.keys():
-            differ = ", ".join(sorted(part.laid.keys() ^ parts[0].laid.keys()))
-            raise InputError(f"ingest: {files[0]} and {path}: only one of them has {differ}")
-    laid = {name: join([part.laid[name] for part in parts]) for name in parts[0].laid}
+    for path, part in others:
+        if part.laid.keys() != reference.laid.keys():
+            differ = ", ".join(sorted(part.laid.keys() ^ reference.laid.keys()))
+            raise InputError(f"ingest: {first} and {path}: only one of them has {differ}")
+    laid = {name: join([part.laid[name] for _, part in filled]) for name in reference.laid}
     for name in plan.arrays.keys() - laid.keys():
         laid[name] = _shared_array(plan, name, len(ids))
+    masks = mask_names(plan.observables)
+    observables = [o for o in plan.observables if o.name in laid or o.name in masks]
     settled = settle(laid, observables, ids, drop_missing=plan.settings.drop_missing)
     x = _with_diagonals(settled.x, plan, len(settled.ids))
     check_errors(x, plan.observables, settled.ids)
@@ -293,8 +296,8 @@ def gather(
     )
 
 
-def _from_arrays_alone(plan: Plan) -> tuple[list[Part], list[str]]:
-    """Observations that come from --array alone; as many as the first of them has."""
+def _from_arrays_alone(plan: Plan) -> Part:
+    """Observations that come from --array alone; as many as the arrays have."""
     if not plan.arrays:
         raise InputError("ingest: nothing to read: give files, or --array")
     laid = {name: _array_laid(plan, name) for name in plan.arrays}
@@ -308,7 +311,7 @@ def _from_arrays_alone(plan: Plan) -> tuple[list[Part], list[str]]:
     missing = [o.name for o in plan.observables if o.name not in laid and o.name not in masks]
     if missing:
         raise InputError(f"ingest: nothing given for {', '.join(missing)}: give files with these columns, or --array")
-    return [Part({}, tuple(ids), Dropped())], ids
+    return Part({}, tuple(ids), Dropped())
 
 
 def _array_laid(plan: Plan, name: str) -> Laid:

@@ -60,13 +60,15 @@ def ingest(case: CaseSettings | None, inputs: Sequence[Path], out: Path, *, sett
         InputError: whatever does not fit, in one line.
     """
     started = time.monotonic()
-    _check_paths(inputs, out)
+    check_paths(inputs, out)
     simulator = None if case is None else Run(case, out.parent).simulator
-    digests = _digests([*inputs, *(path for path, _ in array_files(settings).values())])
+    arrays = array_files(settings)
+    digests = _digests([*inputs, *(path for path, _ in arrays.values())])
     described = {
         "simulator": {} if case is None else with_digests(case.dump("simulator")["simulator"]),
         "observables": [] if simulator is None else [asdict(o) for o in simulator.observables],
-        "ingest": with_digests(settings.model_dump(mode="json")),
+        "ingest": settings.model_dump(mode="json")
+        | {"arrays": {name: [path.name, want.name, want.unit] for name, (path, want) in arrays.items()}},
         "names": [path.name for path in inputs],
     }
     key = content_key("ingest", VERSION, described, digests)
@@ -155,11 +157,12 @@ def _through_reader(simulator: Simulator, inputs: Sequence[Path]) -> Observation
     return Observations(observables, x, ids, {})
 
 
-def _check_paths(inputs: Sequence[Path], out: Path) -> None:
+def check_paths(inputs: Sequence[Path], out: Path | None = None) -> None:
+    """Raise InputError for an input that is missing, given twice, or to be overwritten."""
     for path in inputs:
         if not path.is_file():
             raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}{fetch_hint(path)}")
-        if path.resolve() == out.resolve():
+        if out is not None and path.resolve() == out.resolve():
             raise InputError(f"ingest: --out {out} is a file that is to be read; choose another name")
     repeated = [p for p, count in Counter(path.resolve() for path in inputs).items() if count > 1]
     if repeated:

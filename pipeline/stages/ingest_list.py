@@ -15,7 +15,7 @@ from pipeline.foreign.missing import mask_names
 from pipeline.foreign.numbers import wanted
 from pipeline.foreign.read import read_foreign
 from pipeline.settings import CaseSettings, IngestSettings
-from pipeline.stages.ingest import by_its_reader, read_observations
+from pipeline.stages.ingest import by_its_reader, check_paths, read_observations
 from pipeline.stages.run import Run
 from simulators.protocol import Observable, Simulator
 
@@ -27,6 +27,7 @@ def list_inputs(case: CaseSettings | None, inputs: Sequence[Path], *, settings: 
         InputError: a file that cannot be read.
     """
     terminal = Console(highlight=False, soft_wrap=True, markup=False, width=10_000)
+    check_paths(inputs)
     files = {path: read_foreign(path) for path in inputs}
     for path, file in files.items():
         terminal.print(f"{path}: {file.kind}{f'; {file.note}' if file.note else ''}")

@@ -237,6 +237,15 @@ def test_missing_points_are_left_out_and_counted(tmp_path: Path, light_curve: Si
     assert result.x["point_mask"].tolist() == [[1, 1, 0, 0]]
 
 
+def test_a_file_without_a_complete_row_is_left_out(tmp_path: Path, light_curve: Simulator) -> None:
+    header = LONG.splitlines()[0]
+    files = [write(tmp_path, f"{header}\nx,1,{f},0.1,5\nx,2,{f},0.1,5\n", f"{f or 'gone'}.csv") for f in ("", "7")]
+    result = made(light_curve.observables, *files, columns=COLUMNS, drop_missing=True)
+    assert (result.ids, result.left_out, result.points_absent) == (("7",), ("gone",), 2)
+    message = refused(light_curve.observables, files[0], columns=COLUMNS, drop_missing=True)
+    assert "all rows of 1 file(s) have missing values" in message
+
+
 def test_missing_elements_become_absent_or_leave_the_observation_out(tmp_path: Path) -> None:
     values = np.array([[1.0, np.nan, 3.0], [4.0, 5.0, 6.0]])
     np.savez(tmp_path / "a.npz", flux=values)
