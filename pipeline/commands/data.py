@@ -122,6 +122,7 @@ def ingest_command(
 
     elboscope ingest none H-H1.hdf5 L-L1.hdf5 --out strain.h5
     """
+    from pipeline.datasets.cache import fetched_or_path
     from pipeline.stages.ingest import ingest
     from pipeline.stages.ingest_list import list_inputs
 
@@ -137,7 +138,7 @@ def ingest_command(
         "drop_missing": drop_missing,
     }
     settings = _settings(case, said)
-    paths = [_path(text) for text in inputs or []]
+    paths = [fetched_or_path(text) for text in inputs or []]
     if show:
         list_inputs(case, paths, settings=settings)
         return
@@ -197,9 +198,3 @@ def _settings(case: Any, said: dict[str, Any]) -> Any:
         raise InputError(
             f"ingest: {'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}"
         ) from None
-
-
-def _path(text: str) -> Path:
-    from pipeline.datasets.cache import PREFIX, resolve_fetched
-
-    return resolve_fetched(text) if text.startswith(PREFIX) else Path(text)

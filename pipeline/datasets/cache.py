@@ -20,24 +20,33 @@ def cache_folder() -> Path:
 
 
 def resolve_fetched(reference: str) -> Path:
-    """The file that `fetch:NAME`, or `fetch:NAME/FILE` where the dataset has several, stands for; it may not be there yet.
+    """What `fetch:NAME` stands for: the file, or the folder where the dataset has several; `fetch:NAME/FILE` is one of them.
+
+    It need not be there yet.
 
     Raises:
-        InputError: no such dataset or file, or several files and none named.
+        InputError: no such dataset or file.
     """
     name, _, file = reference.removeprefix(PREFIX).partition("/")
     names = [f.name for f in dataset(name).files]
-    if not file and len(names) > 1:
-        raise InputError(
-            f"{reference}: the dataset has {len(names)} files; write {' or '.join(f'{PREFIX}{name}/{n}' for n in names)}"
-        )
     if file and file not in names:
         raise InputError(f"{reference}: no such file; the dataset has {', '.join(names)}")
-    return cache_folder() / name / (file or names[0])
+    folder = cache_folder() / name
+    return folder / file if file else folder / names[0] if len(names) == 1 else folder
+
+
+def fetched_or_path(text: str) -> Path:
+    """What stands on a command line in place of a file: `fetch:NAME`, or a path."""
+    return resolve_fetched(text) if text.startswith(PREFIX) else Path(text)
 
 
 def fetch_hint(path: Path) -> str:
-    """What to run where `path` is a dataset's file that has not been fetched; else nothing."""
-    name = path.parent.name
-    ours = name in DATASETS and path == cache_folder() / name / path.name
-    return f"; run `elboscope fetch {name}` where there is a network" if ours and not path.is_file() else ""
+    """What to run where `path` is a dataset, or a file of one, that has not been fetched; else nothing."""
+    cache = cache_folder()
+    if not path.is_relative_to(cache) or path == cache:
+        return ""
+    name = path.relative_to(cache).parts[0]
+    if name not in DATASETS:
+        return ""
+    wanted = [path] if path != cache / name else [path / file.name for file in DATASETS[name].files]
+    return "" if all(p.is_file() for p in wanted) else f"; run `elboscope fetch {name}` where there is a network"

@@ -28,7 +28,7 @@ def read_foreign(path: Path) -> ForeignFile:
         with path.open("rb") as file:
             head = file.read(HEAD)
     except OSError as error:
-        raise InputError(f"{path}: {'no such file' if not path.exists() else error.strerror}") from None
+        raise InputError(f"{path}: {'no such file' if not path.exists() else str(error.strerror).lower()}") from None
     if not head:
         raise InputError(f"{path}: is empty")
     if head.startswith(b"SIMPLE  =") or path.name.lower().endswith(FITS_SUFFIXES):

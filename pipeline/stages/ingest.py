@@ -131,7 +131,7 @@ def by_its_reader(
     """Whether the simulator's own reader takes these files: no columns are named, and no file declares units."""
     if not callable(getattr(simulator, "read_observation", None)) or settings != IngestSettings() or not inputs:
         return False
-    for path in inputs:
+    for path in (path for path in inputs if path.is_file()):
         if is_data_file(path):
             return False
         try:
@@ -160,8 +160,10 @@ def _through_reader(simulator: Simulator, inputs: Sequence[Path]) -> Observation
 def check_paths(inputs: Sequence[Path], out: Path | None = None) -> None:
     """Raise InputError for an input that is missing, given twice, or to be overwritten."""
     for path in inputs:
-        if not path.is_file():
-            raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}{fetch_hint(path)}")
+        if hint := fetch_hint(path):
+            raise InputError(f"{path}: no such file{hint}")
+        if not path.exists():
+            raise InputError(f"{path}: no such file")
         if out is not None and path.resolve() == out.resolve():
             raise InputError(f"ingest: --out {out} is a file that is to be read; choose another name")
     repeated = [p for p, count in Counter(path.resolve() for path in inputs).items() if count > 1]
@@ -170,9 +172,10 @@ def check_paths(inputs: Sequence[Path], out: Path | None = None) -> None:
 
 
 def _digests(paths: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of every file, by its name; of files with the same name, by the number of each."""
+    """SHA-256 of every file, those of folders too, by its name; of files with the same name, by the number of each."""
+    files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     digests: dict[str, str] = {}
-    for path in paths:
+    for path in (file for file in files if file.is_file()):
         name, number = path.name, 2
         while name in digests:
             name, number = f"{path.name} ({number})", number + 1

@@ -28,7 +28,7 @@ def list_inputs(case: CaseSettings | None, inputs: Sequence[Path], *, settings: 
     """
     terminal = Console(highlight=False, soft_wrap=True, markup=False, width=10_000)
     check_paths(inputs)
-    files = {path: read_foreign(path) for path in inputs}
+    files = {path: read_foreign(path) for path in inputs if path.is_file()}
     for path, file in files.items():
         terminal.print(f"{path}: {file.kind}{f'; {file.note}' if file.note else ''}")
         terminal.print(_arrays(file))

@@ -26,8 +26,7 @@ def test_names_stand_for_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     path = tmp_path / "k2_24/epic203771098.csv"
     assert resolve_fetched("fetch:k2_24") == path
     assert resolve_fetched("fetch:pantheon/sys_DS17f.txt") == tmp_path / "pantheon/sys_DS17f.txt"
-    with pytest.raises(InputError, match="write fetch:pantheon/lcparam_DS17f.txt or fetch:pantheon/sys_DS17f.txt"):
-        resolve_fetched("fetch:pantheon")
+    assert resolve_fetched("fetch:pantheon") == tmp_path / "pantheon"
     with pytest.raises(InputError, match="no such file; the dataset has epic203771098.csv"):
         resolve_fetched("fetch:k2_24/other.csv")
     assert "run `elboscope fetch k2_24`" in fetch_hint(path)
@@ -35,3 +34,8 @@ def test_names_stand_for_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     path.parent.mkdir()
     path.write_text("")
     assert fetch_hint(path) == ""
+    (tmp_path / "pantheon").mkdir()
+    (tmp_path / "pantheon/sys_DS17f.txt").write_text("")
+    assert "run `elboscope fetch pantheon`" in fetch_hint(tmp_path / "pantheon")
+    (tmp_path / "pantheon/lcparam_DS17f.txt").write_text("")
+    assert fetch_hint(tmp_path / "pantheon") == ""

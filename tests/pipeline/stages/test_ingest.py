@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from astropy import units as u
 from astropy.table import Table
 
@@ -18,7 +19,7 @@ from pipeline.settings import CaseSettings, IngestSettings
 from pipeline.stages.ingest import ingest, read_observations
 from pipeline.stages.run import load_observation
 from pipeline.store import hdf5_content_digest, read_data, write_data
-from simulators.protocol import Observable
+from simulators.protocol import Data, Observable
 from simulators.radial_velocity import RadialVelocity
 
 PLANET = {"period": 20.885258, "conjunction": 2072.79438, "logk": {"normal": [1.6, 10]}}
@@ -95,8 +96,6 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_our_own_files_are_joined(tmp_path: Path) -> None:
     simulator = RadialVelocity(**case(2).simulator.options)
-    import torch
-
     for n in range(2):
         x = {o.name: torch.full((2, 2), 1.0 + n, dtype=torch.float64) for o in simulator.observables}
         write_data(tmp_path / f"{n}.h5", observables=simulator.observables, x=x, ids=[f"{n}a", f"{n}b"])
@@ -168,12 +167,29 @@ def test_labels_become_codes_that_are_written_down(tmp_path: Path, reference: Pa
         assert json.loads(file.attrs["codes"]) == {"instrument": {"0": "k", "1": "j", "2": "a"}}
 
 
+def test_a_simulator_may_read_folders(tmp_path: Path) -> None:
+    """Two text files that belong together, as a table and its covariance."""
+
+    class Pairs(RadialVelocity):
+        def read_observation(self, path: Path | str) -> tuple[Data, list[str]]:
+            rows = [torch.from_numpy(np.loadtxt(Path(path) / name))[None] for name in ("t.txt", "v.txt", "e.txt")]
+            return dict(zip(("time", "velocity", "velocity_error"), rows, strict=True)), [Path(path).name]
+
+    simulator = Pairs(**case(2).simulator.options)
+    (tmp_path / "star").mkdir()
+    for name, text in (("t.txt", "1 2"), ("v.txt", "3 4"), ("e.txt", "5 6")):
+        (tmp_path / "star" / name).write_text(text)
+    made = read_observations(simulator, [tmp_path / "star"], IngestSettings())
+    assert made.ids == ("star",)
+    assert made.x["velocity"].tolist() == [[3, 4]]
+
+
 def test_paths_that_do_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("t,vel,errvel\n1,2,3\n")
     for inputs, out, said in (
         ([tmp_path / "no.csv"], tmp_path / "o.h5", "no such file"),
-        ([tmp_path], tmp_path / "o.h5", "is a folder"),
+        ([tmp_path], tmp_path / "o.h5", "is a directory"),
         ([path], path, "is a file that is to be read"),
         ([path, path], tmp_path / "o.h5", "is given twice"),
     ):
