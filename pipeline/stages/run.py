@@ -105,6 +105,7 @@ class Run:
             self.case.train,
             has_likelihood=has_likelihood(self.simulator),
             simulations=self.case.simulate.count,
+            from_prior=not self.case.simulate.proposal,
         )
 
     def pin_threads(self) -> None:

@@ -13,20 +13,22 @@ def leading(phase: PhaseSettings) -> str:
 
 
 @pytest.mark.parametrize(
-    ("data", "has_likelihood", "simulations", "objectives"),
+    ("data", "has_likelihood", "simulations", "from_prior", "objectives"),
     [
-        ("file", False, 100, ["forward_kl"]),  # nothing else is possible
-        ("online", False, 100, ["forward_kl"]),
-        ("file", True, SCARCE, ["forward_kl", "elbo"]),
-        ("online", True, 100, ["forward_kl", "elbo"]),  # the file is for checks only
-        ("file", True, SCARCE - 1, ["forward_kl", "wake"]),
+        ("file", False, 100, True, ["forward_kl"]),  # nothing else is possible
+        ("online", False, 100, False, ["forward_kl"]),
+        ("file", True, SCARCE, True, ["forward_kl"]),
+        ("file", True, SCARCE, False, ["forward_kl", "elbo"]),  # the first alone would learn the proposal's posterior
+        ("online", True, 100, True, ["forward_kl"]),  # the file is for checks only
+        ("file", True, SCARCE - 1, True, ["forward_kl", "wake"]),
+        ("file", True, SCARCE - 1, False, ["forward_kl", "wake"]),
     ],
 )
-def test_likelihood_and_number_of_simulations_decide(
-    data: str, has_likelihood: bool, simulations: int, objectives: list[str]
+def test_likelihood_proposal_and_number_of_simulations_decide(
+    data: str, has_likelihood: bool, simulations: int, from_prior: bool, objectives: list[str]
 ) -> None:
     settings = TrainSettings.model_validate({"data": data})
-    chosen = schedule(settings, has_likelihood=has_likelihood, simulations=simulations)
+    chosen = schedule(settings, has_likelihood=has_likelihood, simulations=simulations, from_prior=from_prior)
     assert [leading(phase) for phase in chosen] == objectives
     assert all(phase.memory for phase in chosen if leading(phase) == "wake")
     assert all(has_likelihood or not phase.needs_likelihood for phase in chosen)
