@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from pipeline.commands import simulations
+from pipeline.commands import data, simulations
 from pipeline.commands.options import Config, Observation, Overrides, RunDir, run_of
 from pipeline.errors import InputError, simulator_fault
 
@@ -69,6 +69,7 @@ def _stage_command(name: str, summary: str) -> None:
 
 
 simulations.register(app)
+data.register(app)
 _stage_command("train", "Train the normalizing flow on the ELBO; a killed run continues.")
 _stage_command("validate", "Calibration on held-out simulations: SBC ranks and TARP coverage.")
 _stage_command("compare", "emcee and nautilus on the same likelihood and prior.")

@@ -18,9 +18,10 @@ Observation = Annotated[Path | None, typer.Option("--observation", help="observe
 def run_of(config: Path, overrides: list[str] | None, run_dir: Path | None, observation: Path | None = None) -> Any:
     """The case of a config in its run folder."""
     from pipeline.config import load_case
+    from pipeline.datasets.cache import fetched_or_path
     from pipeline.stages.run import Run
 
     case = load_case(config, list(overrides or []))
     if observation is not None:
-        case = case.model_copy(update={"observation": observation.resolve()})
+        case = case.model_copy(update={"observation": fetched_or_path(str(observation)).resolve()})
     return Run(case, run_dir if run_dir is not None else Path("runs") / case.name)

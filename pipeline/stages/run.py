@@ -17,6 +17,7 @@ import yaml
 from torch.distributions import Distribution
 
 from pipeline.config import build_simulator
+from pipeline.datasets.cache import fetch_hint
 from pipeline.errors import InputError
 from pipeline.progress import console
 from pipeline.run_lock import run_lock
@@ -151,12 +152,14 @@ class Run:
         """The observed file.
 
         Raises:
-            InputError: none configured.
+            InputError: none configured, or a dataset that has not been fetched.
         """
         if self.case.observation is None:
             raise InputError(
                 f"case {self.case.name!r} has no observation: set `observation:` or give --observation FILE"
             )
+        if hint := fetch_hint(self.case.observation):
+            raise InputError(f"{self.case.observation}: no such file{hint}")
         return self.case.observation
 
     def relevant(self, *blocks: str) -> dict[str, Any]:
@@ -222,12 +225,12 @@ def with_digests(value: Any) -> Any:
 
 
 def load_observation(simulator: Simulator, path: Path) -> DataSet:
-    """Read observations: our HDF5 layout, or whatever the simulator's `read_observation` takes.
+    """Read observations: our HDF5 layout, or whatever file or folder the simulator's `read_observation` takes.
 
     Raises:
         InputError: one line that says what does not fit.
     """
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: no such file")
     if is_data_file(path):
         return read_data(path, observables=simulator.observables)

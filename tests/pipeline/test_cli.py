@@ -282,6 +282,8 @@ def test_help_is_quick_and_has_an_example(tmp_path: Path) -> None:
         "plot",
         "simulators",
         "schema",
+        "fetch",
+        "ingest",
     ):
         assert "Example" in elboscope(command, "--help", cwd=tmp_path).stdout, command
 

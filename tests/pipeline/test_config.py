@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pipeline.config import build_simulator, case_from_values, json_schema, load_case, override_values
 from pipeline.errors import InputError
 from pipeline.settings import CaseSettings, Objective, PhaseSettings, SimulatorSettings
+from pipeline.stages.run import Run
 from tests.pipeline.test_settings import LEAST, blocks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -256,6 +257,26 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         "path": "/absolute/c.csv",
     }
     assert load_case(written(folder, values), ["observation=here.h5"]).observation == folder / "here.h5"
+
+
+def test_fetched_data_are_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELBOSCOPE_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "cache/k2_24/epic203771098.csv"
+    design = {"design": {"observation": "fetch:k2_24"}}
+    values = {"simulator": LEAST["simulator"] | {"options": design}, "observation": "fetch:k2_24"}
+    case = load_case(written(tmp_path, values))
+    assert case.observation == file
+    assert case.simulator.options["design"]["observation"] == str(file)
+    with pytest.raises(InputError, match="no such file; run `elboscope fetch k2_24`"):
+        Run(case, tmp_path).observation_path()
+    assert "no dataset 'k2_25'; did you mean 'k2_24'?" in message_of(
+        LEAST | {"observation": "fetch:k2_25"}, folder=tmp_path
+    )
+
+
+def test_arrays_to_ingest_are_relative_to_the_file(tmp_path: Path) -> None:
+    values = LEAST | {"ingest": {"arrays": {"x": "folder/noise.txt[m / s]"}}}
+    assert load_case(written(tmp_path, values)).ingest.arrays == {"x": f"{tmp_path}/folder/noise.txt[m / s]"}
 
 
 def test_a_case_is_named_after_its_file_unless_it_has_a_name(tmp_path: Path) -> None:
