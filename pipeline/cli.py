@@ -49,7 +49,7 @@ def run_command(
     typer.echo(f"report: {run.folder / OUTPUTS['report']}")
 
 
-def _stage(name: str) -> Callable[[Any], Path]:
+def _stage(name: str) -> Callable[..., Path]:
     import importlib
 
     return getattr(importlib.import_module(f"pipeline.stages.{name}"), name)
@@ -65,7 +65,22 @@ def _stage_command(name: str, summary: str) -> None:
     app.command(name)(command)
 
 
-_stage_command("simulate", "Draw parameters and data into HDF5; a killed run continues.")
+@app.command("simulate")
+def simulate_command(
+    config: Config,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    observation: Observation = None,
+    shard: Annotated[str | None, typer.Option("--shard", help="only shards i with i % N == I", metavar="I/N")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="only link the shards that are there")] = False,
+) -> None:
+    """Draw parameters and data into HDF5; a killed run continues.
+
+    Example: elboscope simulate configs/k2_24.yaml
+    """
+    _stage("simulate")(_run(config, overrides, run_dir, observation), shard=shard, merge=merge)
+
+
 _stage_command("train", "Train the normalizing flow on the ELBO; a killed run continues.")
 _stage_command("validate", "Calibration on held-out simulations: SBC ranks and TARP coverage.")
 _stage_command("compare", "emcee and nautilus on the same likelihood and prior.")

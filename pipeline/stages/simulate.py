@@ -20,7 +20,7 @@ VERSION = 1
 HELD_OUT = "held_out"
 
 
-def simulate(run: Run) -> Path:
+def simulate(run: Run, *, shard: str | None = None, merge: bool = False) -> Path:
     """Draw theta from the proposal and x from the simulator: the first `held_out` rows, then `count` rows.
 
     Rows of shard i depend on (seed, "simulate", i) alone. A shard is complete or absent; a killed run
@@ -36,13 +36,18 @@ def simulate(run: Run) -> Path:
     starts = range(0, total, settings.shard)
     folder = run.folder / "simulations"
     names = [f"shard-{i:05d}.h5" for i in range(len(starts))]
+    mine, of = (int(v) for v in (shard or "0/1").split("/"))
+    if merge and (missing := sum(read_key(folder / n) != key.key for n in names)):
+        raise InputError(f"simulate --merge: {missing} of {len(names)} shards are missing in {folder}")
     with progress_bar("simulate", total) as advance:
         for i, start in enumerate(starts):
             rows = min(settings.shard, total - start)
             path = folder / names[i]
-            if read_key(path) != key.key:
+            if i % of == mine and read_key(path) != key.key:
                 _write_shard(run, key, path, index=i, rows=rows)
             advance(rows)
+    if shard is not None:
+        return output
     for stale in set(folder.glob("shard-*.h5")) - {folder / n for n in names}:
         stale.unlink()
     write_hdf5(output, lambda file: _link(file, folder, names), key.attributes() | {HELD_OUT: settings.held_out})
