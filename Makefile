@@ -18,7 +18,7 @@ $(BIN)/elboscope: pyproject.toml constraints.txt
 # radvel is the oracle of the velocity tests. Of its dependencies, one of them GPL, it gets what its import needs;
 # the last line fails where that is not enough, so that its tests are not skipped in silence
 $(VENV)/.dev: $(BIN)/elboscope
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' nbsphinx dill multiprocess
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,cluster]' nbsphinx dill multiprocess
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps radvel==1.6.7
 	$(BIN)/python -W ignore -c "import radvel"
 	touch $@

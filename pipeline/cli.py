@@ -10,6 +10,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from pipeline.commands import workflow
+from pipeline.commands.case import Config, Observation, Overrides, RunDir, open_run
 from pipeline.errors import InputError
 
 # Threads of libgomp spin for a few milliseconds when they wait for each other. On a machine that is shared, with
@@ -25,28 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Config = Annotated[Path, typer.Argument(help="YAML file of the case", metavar="CONFIG")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="override a setting, e.g. --set train.steps=500", metavar="KEY=VALUE")
-]
-RunDir = Annotated[Path | None, typer.Option("--run-dir", help="run folder (default: runs/<name of the case>)")]
-Observation = Annotated[Path | None, typer.Option("--observation", help="observed data in place of the config's")]
-
-
-@app.command("run")
-def run_command(
-    config: Config, overrides: Overrides = None, run_dir: RunDir = None, observation: Observation = None
-) -> None:
-    """All stages in order. What is up to date is not done again. Without an observation: train and validate.
-
-    Example: elboscope run configs/k2_24.yaml
-    """
-    from pipeline.stages.run import OUTPUTS
-
-    run = _run(config, overrides, run_dir, observation)
-    for stage in run.stages:
-        _stage(stage)(run)
-    typer.echo(f"report: {run.folder / OUTPUTS['report']}")
+workflow.register(app)
 
 
 def _stage(name: str) -> Callable[..., Path]:
@@ -59,7 +40,7 @@ def _stage_command(name: str, summary: str) -> None:
     def command(
         config: Config, overrides: Overrides = None, run_dir: RunDir = None, observation: Observation = None
     ) -> None:
-        _stage(name)(_run(config, overrides, run_dir, observation))
+        _stage(name)(open_run(config, overrides, run_dir, observation))
 
     command.__doc__ = f"{summary}\n\nExample: elboscope {name} configs/k2_24.yaml"
     app.command(name)(command)
@@ -78,7 +59,7 @@ def simulate_command(
 
     Example: elboscope simulate configs/k2_24.yaml
     """
-    _stage("simulate")(_run(config, overrides, run_dir, observation), shard=shard, merge=merge)
+    _stage("simulate")(open_run(config, overrides, run_dir, observation), shard=shard, merge=merge)
 
 
 _stage_command("train", "Train the normalizing flow on the ELBO; a killed run continues.")
@@ -125,7 +106,7 @@ def infer_command(
             raise InputError(
                 "infer CONFIG takes --observation FILE and --run-dir DIR; OBSERVATIONS and --out go with a POSTERIOR"
             )
-        infer(_run(source, settings, run_dir, observation))
+        infer(open_run(source, settings, run_dir, observation))
         return
     observations = observations or observation
     if observations is None or out is None:
@@ -167,7 +148,7 @@ def check_command(config: Config, overrides: Overrides = None, observation: Obse
     """
     from pipeline.stages.check import check
 
-    check(_run(config, overrides, None, observation))
+    check(open_run(config, overrides, None, observation))
 
 
 @app.command("combine")
@@ -349,16 +330,6 @@ def schema_command(
     from pipeline.store import write_text
 
     write_text(out, text)
-
-
-def _run(config: Path, overrides: list[str] | None, run_dir: Path | None, observation: Path | None) -> Any:
-    from pipeline.config import load_case
-    from pipeline.stages.run import Run
-
-    case = load_case(config, list(overrides or []))
-    if observation is not None:
-        case = case.model_copy(update={"observation": observation.resolve()})
-    return Run(case, run_dir if run_dir is not None else Path("runs") / case.name)
 
 
 def _of_the_simulator(error: Exception) -> str | None:

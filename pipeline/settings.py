@@ -350,7 +350,7 @@ class StageResources(Settings):
     """What one job of a stage asks a cluster for. Never part of a content key: the output does not depend on it."""
 
     cores: Positive = Field(default=1, description="CPU cores of a job; of each process where there are several")
-    memory_gb: PositiveFloat = Field(default=4.0, description="memory of a node, GB; doubled at each retry")
+    memory_gb: PositiveFloat = Field(default=4.0, description="memory of a node, GB")
     gpus: Annotated[int, Field(ge=0)] = Field(default=0, description="GPUs of a node")
     nodes: Positive = Field(default=1, description="nodes; more than one for `train` alone")
     minutes: Positive = Field(default=60, description="time limit; doubled at each retry")
