@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pipeline.commands import workflow
-from pipeline.commands.case import Config, Observation, Overrides, RunDir, open_run
+from pipeline.commands.options import Config, Observation, Overrides, RunDir, run_of
 from pipeline.errors import InputError
 
 # Threads of libgomp spin for a few milliseconds when they wait for each other. On a machine that is shared, with
@@ -40,7 +40,7 @@ def _stage_command(name: str, summary: str) -> None:
     def command(
         config: Config, overrides: Overrides = None, run_dir: RunDir = None, observation: Observation = None
     ) -> None:
-        _stage(name)(open_run(config, overrides, run_dir, observation))
+        _stage(name)(run_of(config, overrides, run_dir, observation))
 
     command.__doc__ = f"{summary}\n\nExample: elboscope {name} configs/k2_24.yaml"
     app.command(name)(command)
@@ -59,7 +59,7 @@ def simulate_command(
 
     Example: elboscope simulate configs/k2_24.yaml
     """
-    _stage("simulate")(open_run(config, overrides, run_dir, observation), shard=shard, merge=merge)
+    _stage("simulate")(run_of(config, overrides, run_dir, observation), shard=shard, merge=merge)
 
 
 _stage_command("train", "Train the normalizing flow on the ELBO; a killed run continues.")
@@ -106,7 +106,7 @@ def infer_command(
             raise InputError(
                 "infer CONFIG takes --observation FILE and --run-dir DIR; OBSERVATIONS and --out go with a POSTERIOR"
             )
-        infer(open_run(source, settings, run_dir, observation))
+        infer(run_of(source, settings, run_dir, observation))
         return
     observations = observations or observation
     if observations is None or out is None:
@@ -148,7 +148,7 @@ def check_command(config: Config, overrides: Overrides = None, observation: Obse
     """
     from pipeline.stages.check import check
 
-    check(open_run(config, overrides, None, observation))
+    check(run_of(config, overrides, None, observation))
 
 
 @app.command("combine")

@@ -44,15 +44,14 @@ def handle_signals() -> Iterator[None]:
         _received.clear()  # what comes next in this process was not asked to stop
 
 
-def handle_signals_again() -> None:
-    """Take signals back from a library that has put its own handler in front of ours; nothing outside `handle_signals`.
+def handle_sigterm_again() -> None:
+    """Take SIGTERM back from a library that has put its own handler in front of ours; nothing outside `handle_signals`.
 
-    Lightning's turns a SIGTERM that comes between two steps into SystemExit without a code: exit 0, as if all were done;
-    under Slurm it answers SIGUSR1 with a checkpoint and a requeue of its own.
+    Lightning's turns a SIGTERM that comes between two steps into SystemExit without a code: exit 0, as if all were done.
+    It leaves SIGUSR1 alone where a handler is there already (under Slurm it would requeue the job by itself).
     """
     if _handling:
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, _on_signal)
+        signal.signal(signal.SIGTERM, _on_signal)
 
 
 def asked_to_stop() -> bool:

@@ -372,18 +372,6 @@ class ResourcesSettings(Settings):
     compare: StageResources = StageResources(cores=4, minutes=120)
     report: StageResources = StageResources(minutes=30)
 
-    def of(self, stage: str) -> StageResources:
-        """Those of one stage."""
-        return {
-            "simulate": self.simulate,
-            "likelihood": self.likelihood,
-            "train": self.train,
-            "infer": self.infer,
-            "validate": self.validation,
-            "compare": self.compare,
-            "report": self.report,
-        }[stage]
-
 
 class CaseSettings(Settings):
     """A case: everything that `elboscope run` needs."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.case import Config, Observation, Overrides, RunDir, read_case
+from pipeline.commands.options import Config, Observation, Overrides, RunDir, case_of
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ def run_command(
     observation: Observation = None,
     profile: Annotated[
         str | None,
-        typer.Option("--profile", help="on a cluster: slurm, slurm-gpu, or the YAML file of your site (see `profiles`)"),
+        typer.Option(
+            "--profile", help="on a cluster: slurm, slurm-gpu, or the YAML file of your site (see `profiles`)"
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say which stages would run, and why")] = False,
     detach: Annotated[
@@ -46,7 +48,7 @@ def run_command(
     """
     if profile is None and (detach or at_a_time):
         raise InputError("--detach and --jobs need --profile NAME, such as --profile slurm")
-    case, folder = read_case(config, overrides, run_dir, observation)
+    case, folder = case_of(config, overrides, run_dir, observation)
     from pipeline.workflow.receipt import is_finished, write_receipt
 
     report = folder / "report.html"
@@ -105,7 +107,9 @@ def _on_a_cluster(run: Run, name: str, at_a_time: int | None, detach: bool) -> b
     jobs = jobs_of(run.folder, {need.stage: stage_of(run, need.stage) for need in todo}, profile)
     done = drive(jobs, profile, at_a_time=at_a_time, detach=detach)
     if not done:
-        typer.echo(f"not all jobs succeeded; `elboscope status {run.folder}` says which, the same command continues", err=True)
+        typer.echo(
+            f"not all jobs succeeded; `elboscope status {run.folder}` says which, the same command continues", err=True
+        )
         raise typer.Exit(1)
     if detach:
         typer.echo(f"submitted; `elboscope status {run.folder}` says where it stands")
@@ -135,7 +139,9 @@ def status_command(
 
 
 def profiles_command(
-    name: Annotated[str | None, typer.Argument(help="a profile to print, to start your own from", metavar="[NAME]")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="a profile to print, to start your own from", metavar="[NAME]")
+    ] = None,
 ) -> None:
     """Profiles of schedulers that come with the package.
 

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.errors import InputError
 from pipeline.estimators.network import PosteriorNetwork
-from pipeline.interrupt import asked_to_stop, handle_signals_again, stop_if_asked
+from pipeline.interrupt import asked_to_stop, handle_sigterm_again, stop_if_asked
 from pipeline.progress import console, progress_bar
 from pipeline.settings import CaseSettings, PhaseSettings
 from pipeline.store import complete_or_absent, read_safetensors, write_safetensors, write_text
@@ -115,7 +115,7 @@ class _Checkpoints(Callback):
         self.last_time, self.last_step = time.monotonic(), 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        handle_signals_again()
+        handle_sigterm_again()
         assert isinstance(pl_module, Phase)
         trainer.should_stop = trainer.should_stop or pl_module.is_hopeless  # resumed from its last step
 

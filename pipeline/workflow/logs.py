@@ -9,7 +9,9 @@ from pathlib import Path
 TAIL_BYTES = 20_000
 TOLD = re.compile(r"^elboscope: job \S+ \((?P<id>[^)]*)\) on (?P<host>\S+), (?P<when>\S+): (?P<what>.*)$")
 ENDED = re.compile(r"ended with exit code (\d+)")
-MATTERS = re.compile(r"^(error: |slurmstepd: error: |\w*(Error|Exception)\b|Killed|=>> PBS|TERM_|stopped (by|at) |srun: error)")
+MATTERS = re.compile(
+    r"^(error: |slurmstepd: error: |\w*(Error|Exception)\b|Killed|=>> PBS|TERM_|stopped (by|at) |srun: error)"
+)
 
 
 @dataclass(frozen=True)

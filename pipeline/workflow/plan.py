@@ -43,7 +43,16 @@ def needs(run: Run, stages: Sequence[str]) -> list[Need]:
 
 def stage_of(run: Run, stage: str) -> Stage:
     """What a stage's jobs ask for; never more parts than there are pieces."""
-    asked = run.case.resources.of(stage)
+    resources = run.case.resources
+    asked = {
+        "simulate": resources.simulate,
+        "likelihood": resources.likelihood,
+        "train": resources.train,
+        "infer": resources.infer,
+        "validate": resources.validation,
+        "compare": resources.compare,
+        "report": resources.report,
+    }[stage]
     pieces = {"simulate": -(-(run.case.simulate.count + run.case.simulate.held_out) // run.case.simulate.shard)}
     return Stage(
         parts=min(asked.parts, pieces[stage]) if stage in DIVISIBLE else 1,

@@ -29,13 +29,16 @@ class Profile(BaseModel):
 
     executor: Literal["cluster", "local"] = Field(default="cluster", description="local: processes of this machine")
     submit: str = Field(
-        default="", description=f"shell command, followed by the job's script; prints the job's id. {{}}: {PLACEHOLDERS}"
+        default="",
+        description=f"shell command, followed by the job's script; prints the job's id. {{}}: {PLACEHOLDERS}",
     )
     status: str = Field(default="", description="command, followed by the id; prints running, success or failed")
     cancel: str = Field(default="", description="command, followed by ids")
     queue: str = Field(default="", description="command that lists the user's jobs: id, state and name, in columns")
     single: str = Field(default="", description="what {dependency} is: wait for earlier jobs of this name")
-    after: str = Field(default="", description="what {dependency} is with --detach; {ids}: jobs that must succeed first")
+    after: str = Field(
+        default="", description="what {dependency} is with --detach; {ids}: jobs that must succeed first"
+    )
     separator: str = Field(default=":", description="between these ids")
     gpu_options: str = Field(default="", description="what {gpu_options} is where a stage asks for {gpus} a node")
     launch: str = Field(

@@ -1,4 +1,4 @@
-"""Arguments that all commands on a case share, and the run that they name."""
+"""Arguments that many commands share, and the run that they name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RunDir = Annotated[Path | None, typer.Option("--run-dir", help="run folder (defa
 Observation = Annotated[Path | None, typer.Option("--observation", help="observed data in place of the config's")]
 
 
-def read_case(
+def case_of(
     config: Path, overrides: list[str] | None, run_dir: Path | None, observation: Path | None
 ) -> tuple[CaseSettings, Path]:
     """The settings of a case and its run folder."""
@@ -31,9 +31,9 @@ def read_case(
     return case, run_dir if run_dir is not None else Path("runs") / case.name
 
 
-def open_run(config: Path, overrides: list[str] | None, run_dir: Path | None, observation: Path | None) -> Run:
-    """The run that the arguments of a command name."""
-    case, folder = read_case(config, overrides, run_dir, observation)
+def run_of(config: Path, overrides: list[str] | None, run_dir: Path | None, observation: Path | None = None) -> Run:
+    """The case of a config in its run folder."""
+    case, folder = case_of(config, overrides, run_dir, observation)
     from pipeline.stages.run import Run
 
     return Run(case, folder)
