@@ -23,7 +23,7 @@ $(VENV)/.dev: $(BIN)/elboscope
 	$(BIN)/python -W ignore -c "import radvel"
 	touch $@
 
-.PHONY: install dev demo test test-all lint benchmark format clean help
+.PHONY: install dev demo test test-all test-slurm lint benchmark format clean help
 install: $(BIN)/elboscope ## create .venv and install
 dev: $(VENV)/.dev ## and what tests and linters need
 
@@ -34,7 +34,10 @@ test: dev ## default tests, under 10 minutes on 2 cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-all: dev ## with the slow ones
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest -m 'not slurm'
+
+test-slurm: dev ## on a Slurm that is here, or that the script $$ELBOSCOPE_SLURM_UP starts
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 lint: dev ## ruff, pyright, import-linter
 	$(BIN)/ruff check .

@@ -148,7 +148,7 @@ def job_script(jobs: Jobs, profile: Profile) -> str:
         "CWD": shlex.quote(os.getcwd()),
         "RUN": shlex.quote(jobs.run),
         "PYTHON": shlex.quote(sys.executable),
-        "REQUEUE": profile.requeue,
+        "REQUEUE": profile.requeue or "false",
         "NAME": jobs.label,
         "END": "end of properties",
     }

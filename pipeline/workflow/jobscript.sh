@@ -29,7 +29,7 @@ done
 case $code in 138) code=75 ;; esac # USR1 before it could be handled: nothing was begun
 trap - USR1 TERM
 say "ended with exit code $code"
-if [ $code = 75 ] && [ -n "@REQUEUE@" ]; then
-  @REQUEUE@ && sleep 60 # until the scheduler ends this one
+if [ $code = 75 ] && @REQUEUE@; then
+  sleep 60 # until the scheduler ends this one
 fi
 exit $code
