@@ -36,6 +36,34 @@ def _stage(name: str) -> Callable[..., Path]:
     return getattr(importlib.import_module(f"pipeline.stages.{name}"), name)
 
 
+PartOption = Annotated[
+    str | None,
+    typer.Option("--part", help="only the parts i with i % N == I; then the same without it", metavar="I/N"),
+]
+
+
+def _divisible_command(name: str, summary: str) -> None:
+    """A stage whose work several jobs can share."""
+
+    def command(
+        config: Config,
+        overrides: Overrides = None,
+        run_dir: RunDir = None,
+        observation: Observation = None,
+        part: PartOption = None,
+    ) -> None:
+        _stage(name)(run_of(config, overrides, run_dir, observation), share=_share(part))
+
+    command.__doc__ = f"{summary}\n\nExample: elboscope {name} configs/k2_24.yaml"
+    app.command(name)(command)
+
+
+def _share(part: str | None) -> tuple[int, int] | None:
+    from pipeline.stages.parts import share_of
+
+    return None if part is None else share_of(part)
+
+
 def _stage_command(name: str, summary: str) -> None:
     def command(
         config: Config, overrides: Overrides = None, run_dir: RunDir = None, observation: Observation = None
@@ -63,8 +91,8 @@ def simulate_command(
 
 
 _stage_command("train", "Train the normalizing flow on the ELBO; a killed run continues.")
-_stage_command("validate", "Calibration on held-out simulations: SBC ranks and TARP coverage.")
-_stage_command("compare", "emcee and nautilus on the same likelihood and prior.")
+_divisible_command("validate", "Calibration on held-out simulations: SBC ranks and TARP coverage.")
+_divisible_command("compare", "emcee and nautilus on the same likelihood and prior.")
 _stage_command("report", "One self-contained HTML page.")
 
 
@@ -87,6 +115,7 @@ def infer_command(
     overrides: Overrides = None,
     run_dir: RunDir = None,
     observation: Observation = None,
+    part: PartOption = None,
 ) -> None:
     """Posteriors with certificates, inside a run or for any observations.
 
@@ -106,9 +135,11 @@ def infer_command(
             raise InputError(
                 "infer CONFIG takes --observation FILE and --run-dir DIR; OBSERVATIONS and --out go with a POSTERIOR"
             )
-        infer(run_of(source, settings, run_dir, observation))
+        infer(run_of(source, settings, run_dir, observation), share=_share(part))
         return
     observations = observations or observation
+    if part is not None:
+        raise InputError("--part goes with a CONFIG")
     if observations is None or out is None:
         raise InputError(f"infer {source}: expected OBSERVATIONS and --out FILE after a posterior")
     _infer_observations(source, observations, out, config, settings)

@@ -20,7 +20,7 @@ AFTER: Mapping[str, tuple[str, ...]] = {
     "report": ("train", "infer", "validate", "compare"),
 }
 """What each stage reads."""
-DIVISIBLE = ("simulate",)
+DIVISIBLE = ("simulate", "infer", "validate", "compare")
 """Stages that several jobs can share."""
 LONGEST_NAME = 30
 
@@ -99,8 +99,8 @@ class Jobs:
         """Command line of a job."""
         argv = [*self.command, stage, self.case, "--run-dir", self.run]
         if part is not None:
-            argv += ["--shard", f"{part}/{self.stages[stage].parts}"]
-        elif self.is_divided(stage):
+            argv += ["--shard" if stage == "simulate" else "--part", f"{part}/{self.stages[stage].parts}"]
+        elif stage == "simulate" and self.is_divided(stage):
             argv += ["--merge"]
         if self.processes(stage) > 1:
             asked = self.stages[stage]

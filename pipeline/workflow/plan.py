@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.stages.run import Outdated, Run, asking
+from pipeline.stages.validate import BLOCK
 from pipeline.workflow.jobs import AFTER, DIVISIBLE, Stage
 
 
@@ -53,9 +54,14 @@ def stage_of(run: Run, stage: str) -> Stage:
         "compare": resources.compare,
         "report": resources.report,
     }[stage]
-    pieces = {"simulate": -(-(run.case.simulate.count + run.case.simulate.held_out) // run.case.simulate.shard)}
+    simulate = run.case.simulate
+    pieces = {
+        "simulate": -(-(simulate.count + simulate.held_out) // simulate.shard),
+        "validate": -(-run.case.validation.simulations // BLOCK),
+        "compare": run.case.compare.observations,
+    }
     return Stage(
-        parts=min(asked.parts, pieces[stage]) if stage in DIVISIBLE else 1,
+        parts=min(asked.parts, pieces.get(stage, asked.parts)) if stage in DIVISIBLE else 1,
         cores=asked.cores,
         memory_mb=round(asked.memory_gb * 1000),
         gpus=asked.gpus,
