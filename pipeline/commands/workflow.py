@@ -12,6 +12,7 @@ from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.stages.run import Run
+    from pipeline.workflow.profile import Profile
 
 
 def register(app: typer.Typer) -> None:
@@ -49,8 +50,10 @@ def run_command(
     if profile is None and (detach or at_a_time):
         raise InputError("--detach and --jobs need --profile NAME, such as --profile slurm")
     case, folder = case_of(config, overrides, run_dir, observation)
+    from pipeline.workflow.profile import load_profile
     from pipeline.workflow.receipt import is_finished, write_receipt
 
+    site = None if profile is None else load_profile(profile)
     report = folder / "report.html"
     if is_finished(case, folder):
         typer.echo(f"nothing has changed since all stages were done; report: {report}")
@@ -61,8 +64,8 @@ def run_command(
     if dry_run:
         _say_what_is_to_do(run)
         return
-    if profile is not None:
-        if not _on_a_cluster(run, profile, at_a_time, detach):
+    if site is not None:
+        if not _on_a_cluster(run, site, at_a_time, detach):
             return
     else:
         _here(run)
@@ -92,13 +95,12 @@ def _say_what_is_to_do(run: Run) -> None:
         typer.echo(f"{stage:<11} {f'would run{divided}: {todo[stage]}' if stage in todo else 'up to date'}")
 
 
-def _on_a_cluster(run: Run, name: str, at_a_time: int | None, detach: bool) -> bool:
+def _on_a_cluster(run: Run, profile: Profile, at_a_time: int | None, detach: bool) -> bool:
     """Whether all stages are now done. Exit code 1 where a job failed."""
     from pipeline.workflow.drive import drive, jobs_of, write_case
     from pipeline.workflow.plan import needs, stage_of
-    from pipeline.workflow.profile import load_profile, write_profile
+    from pipeline.workflow.profile import write_profile
 
-    profile = load_profile(name)
     todo = needs(run, run.stages)
     if not todo:
         return True

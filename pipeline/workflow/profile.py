@@ -13,7 +13,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import InputError
-from pipeline.store import write_text
 
 GROWING = ("minutes", "walltime")
 FIXED = ("name", "stage", "log", "cores", "memory_mb", "nodes", "tasks", "gpus", "gpu_options")
@@ -105,6 +104,8 @@ def load_profile(name: str) -> Profile:
 
 def write_profile(profile: Profile, folder: Path) -> None:
     """Keep the profile in the run folder, for `elboscope status`."""
+    from pipeline.store import write_text  # torch
+
     write_text(folder / KEPT, yaml.safe_dump(profile.model_dump(), sort_keys=False))
 
 

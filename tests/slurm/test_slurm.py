@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipeline.store import hdf5_content_digest, read_safetensors
 from pipeline.workflow.jobs import Jobs
@@ -27,6 +26,7 @@ ENVIRONMENT = os.environ | {
 }
 SHARDS = 32
 DRIVERS: list[subprocess.Popen[bytes]] = []
+RUNS: dict[str, Path] = {}
 SMALL = {
     "simulate": {"count": 5_760, "held_out": 640, "shard": 200},
     "train": CASE["train"] | {"steps": 100},
@@ -35,7 +35,8 @@ SMALL = {
     "compare": {"emcee": {"walkers": 24, "steps": 200, "burn_in": 50}, "nautilus": {"enabled": False}, "draws": 200},
     "resources": {
         "simulate": {"parts": 4, "memory_gb": 0.5},
-        **{stage: {"cores": 1, "memory_gb": 2} for stage in ("train", "infer", "validate", "compare", "report")},
+        **{stage: {"cores": 1, "memory_gb": 2} for stage in ("train", "infer", "compare", "report")},
+        "validate": {"cores": 1, "memory_gb": 2, "parts": 2},
     },
 }
 SLOW_SIMULATOR = """
@@ -141,6 +142,35 @@ def _no_driver_is_left() -> Iterator[None]:
         driver.wait()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def long_ones(tmp_path_factory: pytest.TempPathFactory, profile: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """Two runs over a time limit of one minute, which mostly wait: started first, looked at last."""
+    text = profile.read_text()
+    profiles = {
+        "warned": (text.replace("USR1@120", "USR1@50"), 1.5),  # 24 s of work a part, told after 10 s
+        "deaf": ("\n".join(line for line in text.splitlines() if "--signal=B" not in line), 5.0),  # 80 s of work
+    }
+    drivers = {}
+    for name, (lines, seconds) in profiles.items():
+        case = slow_case(tmp_path_factory.mktemp(name))
+        (case.parent / "site.yaml").write_text(lines)
+        drivers[name] = drive_simulate(case, case.parent / "site.yaml", seconds=seconds, minutes=1)
+        DRIVERS.remove(drivers[name])
+        RUNS[name] = case.parent / "run"
+    yield drivers
+    for driver in drivers.values():
+        driver.kill()
+        driver.wait()
+
+
+@pytest.fixture
+def at_the_limit(long_ones: dict[str, subprocess.Popen[bytes]]) -> dict[str, Path]:
+    """Run folders of the long ones, once they are done."""
+    for name, driver in long_ones.items():
+        assert driver.wait(timeout=280) == 0, name
+    return RUNS
+
+
 @pytest.fixture(scope="module")
 def simulated_here(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Content of the simulations of the slow case, made without a cluster."""
@@ -168,7 +198,9 @@ def test_a_run_on_slurm_equals_one_here(tmp_path: Path, profile: Path) -> None:
     for name, value in content(tmp_path / "here").items():
         assert content(there)[name] == value, name
     assert len(shards(there)) == SHARDS
-    assert starts(there) == 4 + 1 + 5  # parts, merge, and a job for each other stage
+    assert (
+        starts(there) == 4 + 1 + 2 + 1 + 4
+    )  # parts of simulate and of validate, what joins them, and four other stages
 
     started = time.monotonic()
     again = elboscope("run", case, "--run-dir", "there", "--profile", profile, cwd=tmp_path)
@@ -241,35 +273,6 @@ def test_the_submitting_process_is_killed_and_started_again(tmp_path: Path, prof
     assert not list((run / "workflow").glob("session-*"))
 
 
-def test_a_job_over_its_time_limit_goes_on_in_the_next(tmp_path: Path, profile: Path) -> None:
-    """A limit of one minute; the warning 50 s before it; 24 s of work for each of the two parts."""
-    case = slow_case(tmp_path)
-    run = tmp_path / "run"
-    short = tmp_path / "short.yaml"
-    short.write_text(profile.read_text().replace("USR1@120", "USR1@50"))
-    driver = drive_simulate(case, short, seconds=1.5, minutes=1)
-    assert driver.wait(timeout=200) == 0
-    assert len(shards(run)) == SHARDS
-    log = (run / "logs/simulate-0-of-2.log").read_text()
-    assert "ended with exit code 75" in log
-    assert log.count(": starts\n") >= 2
-
-
-def test_a_job_that_does_not_heed_the_warning_is_retried_with_more_time(tmp_path: Path, profile: Path) -> None:
-    """No warning at all: Slurm kills the job at its limit, and the retry asks for twice the time."""
-    case = slow_case(tmp_path)
-    run = tmp_path / "run"
-    deaf = tmp_path / "deaf.yaml"
-    text = "\n".join(line for line in profile.read_text().splitlines() if "--signal=B" not in line)
-    deaf.write_text(text)
-    yaml.safe_load(text)
-    driver = drive_simulate(case, deaf, seconds=5.0, minutes=1)
-    assert driver.wait(timeout=280) == 0
-    log = (run / "logs/simulate-0-of-2.log").read_text()
-    assert "DUE TO TIME LIMIT" in log
-    assert len(shards(run)) == SHARDS
-
-
 def test_a_chain_that_is_left_to_the_scheduler(tmp_path: Path, profile: Path) -> None:
     case = slow_case(tmp_path)
     run = tmp_path / "run"
@@ -278,3 +281,20 @@ def test_a_chain_that_is_left_to_the_scheduler(tmp_path: Path, profile: Path) ->
     assert job_of(run, "simulate")[1] == "PENDING"  # waits for the parts
     wait_until((run / "simulations.h5").is_file, "the merge")
     assert starts(run) == 3
+
+
+def test_a_job_over_its_time_limit_goes_on_in_the_next(at_the_limit: dict[str, Path]) -> None:
+    """The warning came 50 s before the end, the job saved its state and was put back into the queue."""
+    run = at_the_limit["warned"]
+    assert len(shards(run)) == SHARDS
+    log = (run / "logs/simulate-0-of-2.log").read_text()
+    assert "ended with exit code 75" in log
+    assert log.count(": starts\n") >= 2
+
+
+def test_a_job_that_hears_no_warning_is_retried_with_more_time(at_the_limit: dict[str, Path]) -> None:
+    """Slurm killed the job at its limit, and the retry asked for twice the time."""
+    run = at_the_limit["deaf"]
+    log = (run / "logs/simulate-0-of-2.log").read_text()
+    assert "DUE TO TIME LIMIT" in log
+    assert len(shards(run)) == SHARDS

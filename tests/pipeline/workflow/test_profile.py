@@ -64,3 +64,15 @@ def test_detach_needs_a_scheduler_that_knows_dependencies(tmp_path: Path) -> Non
     (tmp_path / "site.yaml").write_text(LEAST)
     with pytest.raises(InputError, match="no `after`"):
         load_profile(str(tmp_path / "site.yaml")).submit_command(detach=True)
+
+
+def test_profiles_in_the_documentation_load(root: Path, tmp_path: Path) -> None:
+    blocks = [b.split("```")[0] for b in (root / "docs/cluster.md").read_text().split("```yaml\n")[1:]]
+    profiles = [b for b in blocks if "submit:" in b]
+    assert len(profiles) == 3
+    for text in profiles:
+        (tmp_path / "site.yaml").write_text(text)
+        profile = load_profile(str(tmp_path / "site.yaml"))
+        script = profile.submit_command(detach=False)
+        subprocess.run(["sh", "-n", "-c", script.replace("{", "").replace("}", "")], check=True)
+        subprocess.run(["sh", "-n", "-c", f"{profile.status} 12"], check=True)
