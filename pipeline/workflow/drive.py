@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def jobs_of(folder: Path, stages: Mapping[str, Stage], profile: Profile) -> Jobs
     jobs = Jobs(
         run=str(run),
         case=str(run / CASE),
+        folder=os.getcwd(),
         stages=stages,
         command=shlex.split(profile.command) or [sys.executable, "-m", "pipeline.cli"],
         launch=profile.launch,
@@ -87,56 +89,58 @@ def drive(jobs: Jobs, profile: Profile, *, at_a_time: int | None = None, detach:
     Raises:
         InputError: Snakemake is not installed, or this scheduler's jobs cannot wait for each other.
     """
-    try:
-        from snakemake import api
-        from snakemake.exceptions import WorkflowError
-        from snakemake.scheduling.greedy import SchedulerSettings
-        from snakemake.settings import types as settings
-        from snakemake.settings.enums import Quietness, RerunTrigger
-    except ImportError:
-        raise InputError("--profile needs Snakemake: pip install 'elboscope[cluster]'") from None
-    cluster = profile.executor == "cluster"
-    if detach and not cluster:
+    if find_spec("snakemake") is None or find_spec("snakemake_executor_plugin_cluster_generic") is None:
+        raise InputError("--profile needs Snakemake: pip install 'elboscope[cluster]'")
+    if detach and profile.executor == "local":
         raise InputError("--detach needs a scheduler, and this profile has executor: local")
-    at_a_time = at_a_time or profile.jobs
     Path(jobs.run, "logs").mkdir(parents=True, exist_ok=True)
     with _session(jobs, keep=detach) as session, _ctrl_c_is_for_snakemake():
-        script = session / "jobscript.sh"
-        script.write_text(job_script(jobs, profile), encoding="utf-8")
-        output = settings.OutputSettings(quiet=frozenset({Quietness.ALL}))
-        try:
-            with api.SnakemakeApi(output) as snakemake, _watched(jobs, total=_count(jobs)):
-                workflow = snakemake.workflow(
-                    resource_settings=settings.ResourceSettings(
-                        nodes=at_a_time if cluster else None, cores=None if cluster else at_a_time
-                    ),
-                    config_settings=settings.ConfigSettings(config=asdict(jobs)),
-                    storage_settings=settings.StorageSettings(notemp=True),
-                    snakefile=HERE / "Snakefile",
-                    workdir=session,
-                )
-                dag = workflow.dag(
-                    settings.DAGSettings(rerun_triggers=frozenset({RerunTrigger.MTIME}), force_incomplete=True)
-                )
-                dag.execute_workflow(
-                    executor="cluster-generic" if cluster else "local",
-                    executor_settings=_executor_settings(profile, detach=detach) if cluster else None,
-                    execution_settings=settings.ExecutionSettings(
-                        keep_going=True, lock=False, retries=0 if detach else profile.retries
-                    ),
-                    remote_execution_settings=settings.RemoteExecutionSettings(
-                        jobname="{name}.{jobid}.sh",
-                        jobscript=script,
-                        seconds_between_status_checks=profile.poll_seconds,
-                        immediate_submit=detach,
-                    ),
-                    scheduling_settings=settings.SchedulingSettings(scheduler="greedy"),
-                    scheduler_settings=SchedulerSettings(),
-                )
-        except WorkflowError as error:
-            if str(error):
-                console.print(f"cluster: {error}")
-            return False
+        return _execute(jobs, profile, session, at_a_time=at_a_time or profile.jobs, detach=detach)
+
+
+def _execute(jobs: Jobs, profile: Profile, session: Path, *, at_a_time: int, detach: bool) -> bool:
+    """Run the workflow in Snakemake's own folder; whether all jobs succeeded."""
+    from snakemake import api
+    from snakemake.exceptions import WorkflowError
+    from snakemake.scheduling.greedy import SchedulerSettings
+    from snakemake.settings import types as settings
+    from snakemake.settings.enums import Quietness, RerunTrigger
+
+    cluster = profile.executor == "cluster"
+    script = session / "jobscript.sh"
+    script.write_text(job_script(jobs, profile), encoding="utf-8")
+    output = settings.OutputSettings(quiet=frozenset({Quietness.ALL}))
+    try:
+        with api.SnakemakeApi(output) as snakemake, _watched(jobs):
+            workflow = snakemake.workflow(
+                resource_settings=settings.ResourceSettings(
+                    nodes=at_a_time if cluster else None, cores=None if cluster else at_a_time
+                ),
+                config_settings=settings.ConfigSettings(config=asdict(jobs)),
+                storage_settings=settings.StorageSettings(notemp=True),
+                snakefile=HERE / "Snakefile",
+                workdir=session,
+            )
+            dag = workflow.dag(settings.DAGSettings(rerun_triggers=frozenset({RerunTrigger.MTIME})))
+            dag.execute_workflow(
+                executor="cluster-generic" if cluster else "local",
+                executor_settings=_executor_settings(profile, detach=detach) if cluster else None,
+                execution_settings=settings.ExecutionSettings(
+                    keep_going=True, lock=False, retries=0 if detach else profile.retries
+                ),
+                remote_execution_settings=settings.RemoteExecutionSettings(
+                    jobname="{name}.{jobid}.sh",
+                    jobscript=script,
+                    seconds_between_status_checks=profile.poll_seconds,
+                    immediate_submit=detach,
+                ),
+                scheduling_settings=settings.SchedulingSettings(scheduler="greedy"),
+                scheduler_settings=SchedulerSettings(),
+            )
+    except WorkflowError as error:
+        if str(error):
+            console.print(f"cluster: {error}")
+        return False
     return True
 
 
@@ -145,7 +149,7 @@ def job_script(jobs: Jobs, profile: Profile) -> str:
     text = (HERE / "jobscript.sh").read_text(encoding="utf-8")
     values = {
         "SETUP": profile.setup,
-        "CWD": shlex.quote(os.getcwd()),
+        "CWD": shlex.quote(jobs.folder),
         "RUN": shlex.quote(jobs.run),
         "PYTHON": shlex.quote(sys.executable),
         "REQUEUE": profile.requeue or "false",
@@ -233,10 +237,10 @@ class _Events(logging.Handler):
 
 
 @contextmanager
-def _watched(jobs: Jobs, *, total: int) -> Iterator[None]:
+def _watched(jobs: Jobs) -> Iterator[None]:
     """Show Snakemake's events while it runs."""
     logger = logging.getLogger("snakemake.logging")
-    with progress_bar("jobs", total, safe=False) as advance:
+    with progress_bar("jobs", _count(jobs), safe=False) as advance:
         handler = _Events(jobs, advance)
         logger.addHandler(handler)
         try:

@@ -52,6 +52,7 @@ class Jobs:
     Attributes:
         run: the run folder, absolute.
         case: YAML of the resolved case, absolute.
+        folder: where the commands run.
         stages: what is to be done, in order.
         command: the program `elboscope` on a node.
         launch: put before a command that runs in several processes; {nodes}, {tasks}, {cores} are filled in.
@@ -61,6 +62,7 @@ class Jobs:
 
     run: str
     case: str
+    folder: str
     stages: Mapping[str, Stage]
     command: Sequence[str]
     launch: str = ""
@@ -116,6 +118,7 @@ class Jobs:
         return {
             "argv": argv,
             "command": shlex.join(argv),
+            "folder": self.folder,
             "name": self.name(stage, part),
             "stage": stage,
             "log": self.log(stage, part),

@@ -102,7 +102,7 @@ def queue() -> dict[str, tuple[str, str, str]]:
 
 def job_of(run: Path, step: str) -> tuple[str, str, str]:
     """Id, state and node of one job of a run."""
-    return queue().get(Jobs(run=str(run), case="", stages={}, command=[]).label + f".{step}", ("", "", ""))
+    return queue().get(Jobs(run=str(run), case="", folder="", stages={}, command=[]).label + f".{step}", ("", "", ""))
 
 
 def processes_of(run: Path) -> list[int]:

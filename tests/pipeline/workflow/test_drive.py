@@ -86,7 +86,7 @@ def test_a_receipt_holds_until_something_is_touched(tmp_path: Path) -> None:
 
 def start_job(folder: Path, argv: list[str], requeue: str = "") -> subprocess.Popen[str]:
     """The script of a job, started as a scheduler does."""
-    jobs = Jobs(run=str(folder), case="case.yaml", stages={"train": STAGE}, command=["elboscope"])
+    jobs = Jobs(run=str(folder), case="case.yaml", folder=str(folder), stages={"train": STAGE}, command=["elboscope"])
     properties = json.dumps({"params": jobs.params("train") | {"argv": argv}})
     profile = load_profile("local").model_copy(update={"requeue": requeue, "setup": "export FROM_SETUP=yes"})
     script = folder / "job.sh"

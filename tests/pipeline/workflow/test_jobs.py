@@ -12,6 +12,7 @@ ONE = Stage(parts=1, cores=2, memory_mb=4_000, gpus=0, nodes=1, minutes=60)
 JOBS = Jobs(
     run="/data/runs/k2 24",
     case="/data/runs/k2 24/workflow/case.yaml",
+    folder="/data",
     stages={"simulate": replace(ONE, parts=3), "train": ONE, "report": ONE},
     command=["elboscope"],
     launch="srun --nodes={nodes} --ntasks-per-node={tasks}",
