@@ -397,6 +397,33 @@ class IngestSettings(Settings):
     )
 
 
+class StageResources(Settings):
+    """What one job of a stage asks a cluster for. Never part of a content key: the output does not depend on it."""
+
+    cores: Positive = Field(default=1, description="CPU cores of a job; of each process where there are several")
+    memory_gb: PositiveFloat = Field(default=4.0, description="memory of a node, GB")
+    gpus: Annotated[int, Field(ge=0)] = Field(default=0, description="GPUs of a node")
+    nodes: Positive = Field(default=1, description="nodes; more than one for `train` alone")
+    minutes: Positive = Field(default=60, description="time limit; doubled at each retry")
+    parts: Positive = Field(default=1, description="jobs that share the work of a stage which can be divided")
+
+
+class ResourcesSettings(Settings):
+    """What each stage asks for on a cluster (`elboscope run --profile`)."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), populate_by_name=True
+    )
+
+    simulate: StageResources = StageResources(parts=16)
+    likelihood: StageResources = StageResources(cores=4, memory_gb=8, minutes=240)
+    train: StageResources = StageResources(cores=4, memory_gb=8, minutes=240)
+    infer: StageResources = StageResources(cores=4, memory_gb=8, minutes=120)
+    validation: StageResources = Field(default=StageResources(cores=4, memory_gb=8), alias="validate")
+    compare: StageResources = StageResources(cores=4, minutes=120)
+    report: StageResources = StageResources(minutes=30)
+
+
 class CaseSettings(Settings):
     """A case: everything that `elboscope run` needs."""
 
@@ -422,11 +449,17 @@ class CaseSettings(Settings):
     infer: InferSettings = InferSettings()
     validation: ValidateSettings = Field(default=ValidateSettings(), alias="validate")
     compare: CompareSettings = CompareSettings()
+    resources: ResourcesSettings = Field(
+        default=ResourcesSettings(), description="cores, memory, GPUs and time of each stage on a cluster"
+    )
 
     def dump(self, *include: str) -> dict[str, Any]:
-        """Plain JSON values, by the names used in YAML; `include` keeps only those blocks."""
+        """Plain JSON values, by the names used in YAML; `include` keeps only those blocks.
+
+        Without `include` all but `resources`, which say where a file was made and not what is in it.
+        """
         values = self.model_dump(mode="json", by_alias=True)
-        return {k: values[k] for k in include} if include else values
+        return {k: values[k] for k in include or (n for n in values if n != "resources")}
 
     def content(self, *include: str) -> dict[str, Any]:
         """`dump` without settings that are execution-only."""

@@ -42,7 +42,7 @@ def simulate_command(
 
     elboscope simulate configs/k2_24.yaml --add 100000
     """
-    from pipeline.run_lock import run_lock
+    from pipeline.stages.parts import share_of
     from pipeline.stages.run import hold
     from pipeline.stages.simulate import simulate
 
@@ -52,19 +52,11 @@ def simulate_command(
         )
     run = run_of(config, overrides, run_dir, observation)
     if shard is not None:  # beside others like it: their shards are not its own
-        with run_lock(run.folder, f"simulate --shard {shard}", writes=(), reads=("simulate",)):
-            simulate(run, part=_part(shard), workers=workers)
+        with hold(run, "simulate", shared=True):
+            simulate(run, part=share_of(shard), workers=workers)
         return
     with hold(run, "simulate"):
         simulate(run, merge=merge, add=add, workers=workers)
-
-
-def _part(text: str) -> tuple[int, int]:
-    """I and N of `I/N`."""
-    first, slash, second = text.partition("/")
-    if not (slash and first.isdecimal() and second.isdecimal()) or int(first) >= int(second):
-        raise InputError(f"--shard {text}: expected I/N with I from 0 to N-1, such as 0/16")
-    return int(first), int(second)
 
 
 def verify_command(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -177,8 +178,14 @@ class Run:
             )
 
 
-def hold(run: Run, stage: str) -> AbstractContextManager[None]:
-    """Keep other processes from writing what this stage writes or reads; one that already does is named in an InputError."""
+def hold(run: Run, stage: str, *, shared: bool = False) -> AbstractContextManager[None]:
+    """Keep other processes from writing what this stage writes or reads; one that already does is named in an InputError.
+
+    Args:
+        shared: others may make further parts of the same stage.
+    """
+    if shared:
+        return run_lock(run.folder, f"a part of {stage}", writes=(), reads=(stage, *READS[stage]))
     return run_lock(run.folder, stage, writes=(stage,), reads=READS[stage])
 
 
@@ -271,6 +278,23 @@ def inferred_observation(run: Run, inference: Path) -> DataSet:
     return data
 
 
+class Outdated(Exception):
+    """While asking: the stage would have to run. The message says why."""
+
+
+_asking: ContextVar[bool] = ContextVar("asking", default=False)
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """Here a stage whose output is not up to date raises `Outdated` and does nothing."""
+    token = _asking.set(True)
+    try:
+        yield
+    finally:
+        _asking.reset(token)
+
+
 @dataclass(frozen=True)
 class StageKey:
     """Identity of a stage's output, and the attributes that go into it."""
@@ -300,13 +324,31 @@ def begin(
     key = content_key(stage, version, settings, digests)
     output = run.output(stage)
     if read_key(output) == key:
-        if say:
+        if say and not _asking.get():
             console.print(f"{stage}: {output} is up to date")
         return None
+    if _asking.get():
+        raise Outdated(_why(run, output, settings, digests))
     with suppress(OSError):
         checksum_path(run.folder, stage).unlink()
     run.pin_threads()
     return StageKey(stage, key, run.case.dump(), digests, time.monotonic())
+
+
+def _why(run: Run, output: Path, settings: Mapping[str, Any], digests: Mapping[str, str]) -> str:
+    """What differs between an output and what the case asks for."""
+    if read_key(output) is None:
+        return "no output yet"
+    stored: dict[str, Any] = json.loads(read_attribute(output, SETTINGS) or "{}")
+    now = run.case.dump()
+    had, has = (_flat({k: values[k] for k in settings if k in values}) for values in (stored, now))
+    changed = [k for k in has if k in had and had[k] != has[k]]
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        return f"{changed[0]} was {had[changed[0]]}, is {has[changed[0]]}{more}"
+    inputs: dict[str, str] = json.loads(read_attribute(output, INPUTS) or "{}")
+    other = [name for name, digest in digests.items() if inputs.get(name) != digest]
+    return f"other {' and '.join(other)} than it was made from" if other else "made by another version"
 
 
 def is_stale(path: Path, inputs: Mapping[str, Path]) -> bool:

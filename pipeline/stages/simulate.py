@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.progress import Advance, console, progress_bar
@@ -78,7 +79,7 @@ def _plan(run: Run) -> tuple[Shard, ...]:
     return plan((settings.held_out + settings.count, *_added(run)), settings.shard)
 
 
-def _relevant(run: Run) -> dict[str, object]:
+def _relevant(run: Run) -> dict[str, Any]:
     """What `simulations.h5` is made from: settings, and the rows that were added in this folder."""
     added = _added(run)
     return run.relevant("seed", "simulator", "simulate") | ({"added": added} if added else {})
