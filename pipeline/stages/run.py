@@ -202,12 +202,12 @@ def with_digests(value: Any) -> Any:
 
 
 def load_observation(simulator: Simulator, path: Path) -> DataSet:
-    """Read observations: our HDF5 layout, or whatever the simulator's `read_observation` takes.
+    """Read observations: our HDF5 layout, or whatever file or folder the simulator's `read_observation` takes.
 
     Raises:
         InputError: one line that says what does not fit.
     """
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: no such file")
     if is_data_file(path):
         return read_data(path, observables=simulator.observables)
