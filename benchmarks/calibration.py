@@ -5,9 +5,7 @@
 A network is trained briefly on each case. Then theta is drawn from the distribution that it was trained on (the prior,
 or a proposal in its place, which is then the prior of the tested posterior as in stage `validate`), x is simulated, and
 sbi's functions are given `Posterior.weighted`. Simulations with fewer than 100 effective draws are left out and counted;
-which they are depends on x and q, not on the truth. Where the proposal of a parameter reaches further than its prior, q
-has no draws in the far end of the tested posterior: a second row draws that parameter (jit of k2_24) from its prior.
-A Kolmogorov-Smirnov test hardly sees such an end; the band of the whole rank distribution does. Beside it stands `elboscope validate` on as many held-out
+which they are depends on x and q, not on the truth. Beside it stands `elboscope validate` on as many held-out
 simulations, which finds the weighted draws once for all of its tests. Wall seconds, one thread. Rows go to benchmarks/results/calibration.csv.
 """
 
@@ -41,7 +39,7 @@ from pipeline.stages.run import Run
 from pipeline.stages.simulate import simulate
 from pipeline.stages.train import train
 from pipeline.stages.validate import validate
-from simulators.priors import proposal_of, sample
+from simulators.priors import sample
 
 RESULTS = ROOT / "benchmarks" / "results" / "calibration.csv"
 DRAWS, PROPOSALS, LEAST_ESS = 250, 2_500, 100.0
@@ -77,7 +75,7 @@ def case_named(name: str, simulations: int) -> CaseSettings:
 
 
 def measure(name: str, simulations: int, seed: int, folder: Path) -> list[dict[str, Any]]:
-    """The rows of a case: theta from what the network was trained on and, where it differs, with the prior's jitter."""
+    """The row of a case, theta from what the network was trained on."""
     run = Run(case_named(name, simulations), folder / f"calibration-{name}")
     run.pin_threads()
     simulate(run)
@@ -92,26 +90,26 @@ def measure(name: str, simulations: int, seed: int, folder: Path) -> list[dict[s
         attributes = file["calibration"].attrs
         verdict = "calibrated" if attributes["passed"] else "not calibrated"
     specs = run.case.simulate.proposal
-    first = tested_by_sbi(run, posterior, run.proposal, simulations, seed)
+    first = tested_by_sbi(run, posterior, run.proposal if specs else None, simulations, seed)
     rows = [{"theta_from": "proposal" if specs else "prior"} | first | {"validate_s": round(validate_s, 1)}]
     rows[0]["validate"] = verdict
-    if "jit" in specs:
-        narrower = proposal_of(run.simulator, {k: v for k, v in specs.items() if k != "jit"})
-        second = tested_by_sbi(run, posterior, narrower, simulations, seed)
-        rows.append({"theta_from": "proposal, jit from prior"} | second | {"validate_s": "", "validate": ""})
     common = {"case": name, "simulations": simulations, "draws": DRAWS, "proposals": PROPOSALS}
     end = {"seed": seed, "machine": f"{os.cpu_count()} cores {platform.machine()}", "date": time.strftime("%Y-%m-%d")}
     return [common | {"train_s": round(train_s, 1)} | row | end for row in rows]
 
 
 def tested_by_sbi(
-    run: Run, posterior: Posterior, distribution: Distribution, simulations: int, seed: int
+    run: Run, posterior: Posterior, distribution: Distribution | None, simulations: int, seed: int
 ) -> dict[str, Any]:
-    """What `run_sbc` and `run_tarp` say of delivered posteriors with `distribution` as prior, and how long they take."""
+    """What `run_sbc` and `run_tarp` say of delivered posteriors, and how long they take.
+
+    Args:
+        distribution: of theta, in place of the prior.
+    """
     from sbi.diagnostics import check_tarp, run_sbc, run_tarp
 
     stream = torch.Generator().manual_seed(seed)
-    theta = sample(distribution, simulations, stream)
+    theta = sample(distribution or run.prior, simulations, stream)
     data = run.simulator.simulate(theta, None, generator=stream)
     x = torch.cat([data[o.name].double().flatten(1) for o in run.simulator.observables], 1)
     delivered = posterior.weighted(proposals=PROPOSALS, least_ess=LEAST_ESS, prior=distribution)

@@ -5,6 +5,11 @@ from __future__ import annotations
 from pipeline.plots.report_content import FigureKind
 
 READING: dict[FigureKind, str] = {
+    "catalogue": (
+        "All observations, coloured by verdict. An ESS fraction near one and a small gap mean that q needed no help. "
+        "Typicality of data like the simulations is flat, along the dashed line; a pile near zero means that some "
+        "observations are unlike anything simulated."
+    ),
     "predictive": (
         "Points are the data with their errors. The shaded bands hold 68 % and 95 % of what posterior draws predict. "
         "Below, residuals from the posterior median; bars show where data simulated anew would fall. About one point "
@@ -46,6 +51,7 @@ READING: dict[FigureKind, str] = {
 }
 
 SECTION: dict[FigureKind, str] = {
+    "catalogue": "catalogue",
     "predictive": "posterior",
     "corner": "posterior",
     "weights": "certificate",

@@ -70,14 +70,14 @@ def render_report(content: ReportContent) -> str:
             raise InputError(f"report: {observation.identifier}: verdict {observation.verdict!r} is none of {known}")
     # autoescape: titles, notes and settings are the user's text, and may hold < and &
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    counts = content.counts or Counter(o.verdict for o in content.observations)
     template = environment.from_string(files("pipeline.plots").joinpath(TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         content=content,
         observations=[_observation(o, content) for o in content.observations],
         overview=_overview(content.observations),
-        counts=sorted(
-            Counter(o.verdict for o in content.observations).items(), key=lambda i: list(VERDICTS).index(i[0])
-        ),
+        counts=sorted(counts.items(), key=lambda i: list(VERDICTS).index(i[0])),
+        total=sum(counts.values()),
         blind_spot=BLIND_SPOT,
         surrogate=SURROGATE if content.surrogate_likelihood else "",
         comparison=_comparison(content.comparison),
@@ -164,7 +164,8 @@ def _comparison(rows: tuple[ComparisonRow, ...]) -> Table:
 def _calibration(report: CalibrationReport | None) -> Table:
     def line(row: CalibrationRow) -> list[str | Markup]:
         coverage = [numbers.percent(c) for c in (row.coverage_50, row.coverage_90)]
-        return [label_image(row.label, row.name), row.name, numbers.probability(row.ks_p_value), *coverage]
+        outside = f"{row.outside}, {numbers.probability(row.outside_p_value)}"
+        return [label_image(row.label, row.name), row.name, numbers.probability(row.ks_p_value), outside, *coverage]
 
     return [] if report is None else [line(row) for row in report.rows]
 

@@ -11,7 +11,16 @@ from matplotlib.figure import Figure
 from pipeline.settings import InferSettings
 
 FigureKind = Literal[
-    "predictive", "corner", "weights", "training", "rank_ecdf", "rank_histogram", "tarp", "comparison", "other"
+    "catalogue",
+    "predictive",
+    "corner",
+    "weights",
+    "training",
+    "rank_ecdf",
+    "rank_histogram",
+    "tarp",
+    "comparison",
+    "other",
 ]
 
 
@@ -94,11 +103,22 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class CalibrationRow:
-    """Calibration of one parameter: p-value of uniform ranks, coverage of central intervals."""
+    """Calibration of one parameter.
+
+    Attributes:
+        name: identifier.
+        label: LaTeX, between dollars; the name where empty.
+        ks_p_value: test of uniform ranks.
+        outside: true values below or above all of their draws.
+        outside_p_value: test of that number.
+        coverage_50, coverage_90: how often central intervals hold the true value.
+    """
 
     name: str
     label: str
     ks_p_value: float
+    outside: int
+    outside_p_value: float
     coverage_50: float
     coverage_90: float
 
@@ -114,7 +134,7 @@ class CalibrationReport:
         tarp_p_value: Kolmogorov-Smirnov.
         tarp_area: area between expected coverage and credibility above one half.
         passed: whether no test rejects.
-        significance: of the D + 1 tests together.
+        significance: of all tests together, two a parameter and TARP.
         ess_fraction: median over the simulations, where weights were used.
         note: whose posterior was tested, where theta was drawn from a proposal.
     """
@@ -172,7 +192,8 @@ class ReportContent:
         case: name of the run.
         content_key: of the stage; `store.read_key` finds it.
         summary: sentences at the top.
-        observations: the first screen shows the first.
+        observations: the first screen shows the first; of a large catalogue those that most need a look.
+        counts: of every verdict, over all observations; counted here where empty.
         infer: the thresholds by which verdicts were given.
         comparison: rows, ours first.
         calibration: None if `validate` was not run.
@@ -190,6 +211,7 @@ class ReportContent:
     content_key: str
     summary: tuple[str, ...] = ()
     observations: tuple[ObservationReport, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
     infer: InferSettings = InferSettings()  # noqa: RUF009 (frozen)
     comparison: tuple[ComparisonRow, ...] = ()
     calibration: CalibrationReport | None = None

@@ -57,7 +57,7 @@ def plot(
         if not observations and (len(inference.ids) > 1 or not inference.ids):
             if parameters:
                 raise InputError("plot: --parameter goes with --observation; the figure of the catalogue has none")
-            return [_save(plot_catalogue(_catalogue(inference)), output)]
+            return [_save(plot_catalogue(catalogue_of_file(inference)), output)]
         names = list(observations or inference.ids)
         rows = [int(n) for n in inference.rows(names)]
         chosen = _chosen(inference, parameters)
@@ -107,17 +107,18 @@ def _proposal_sets(inference: InferenceFile, row: int, chosen: Sequence[int]) ->
     if stored is None:
         return []
     theta, densities = stored
-    weight = _relative_weight(densities["log_weight"])
+    weight = relative_weight(densities["log_weight"])
     return [] if weight is None else [DrawSet("weighted draws of q", theta[:, chosen], weight, line="--")]
 
 
-def _relative_weight(log_weight: Array) -> Array | None:
+def relative_weight(log_weight: Array) -> Array | None:
     """Weights over the largest; refused draws are zero; None if no weight is left."""
     usable = np.isfinite(log_weight)
     return np.where(usable, np.exp(log_weight - log_weight[usable].max()), 0.0) if usable.any() else None
 
 
-def _catalogue(inference: InferenceFile) -> Catalogue:
+def catalogue_of_file(inference: InferenceFile) -> Catalogue:
+    """What the figure of a catalogue shows."""
     count = len(inference.ids)
     figures = {n: inference.certificate(n) for n in ("ess_fraction", "kl_gap", "typicality")}
     absent = np.full(count, np.nan)

@@ -58,6 +58,19 @@ def test_wrong_posteriors_fail(scale, shift):
     assert (~inside_band(wrong)).any(axis=0).all()
 
 
+def test_a_lacking_tail_fails_where_the_other_tests_are_blind():
+    """Draws that end 2.3 standard deviations above their mean: one true value in a hundred lies above all of them."""
+    g = torch.Generator().manual_seed(8)
+    theta = torch.randn((2_000, 1), generator=g, dtype=torch.float64)
+    draws = torch.randn((300, 2_000, 1), generator=g, dtype=torch.float64)
+    assert calibrate(theta, draws, seed=1).passed
+    cut = calibrate(theta, draws.clamp_max(2.3) - 1e-9 * draws.abs(), seed=1)
+    assert cut.ks_p_value.min() > 0.01
+    assert cut.tarp.p_value > 0.01
+    assert cut.outside_p_value.max() < 1e-4
+    assert not cut.passed
+
+
 def test_direction_of_the_error_shows():
     narrow, wide = (calibrate(*truth_and_draws(s), seed=1) for s in (0.5, 2.0))
     assert narrow.tarp.area_to_curve < 0 < wide.tarp.area_to_curve

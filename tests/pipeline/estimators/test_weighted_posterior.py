@@ -14,6 +14,7 @@ from sbi.diagnostics.sbc import check_uniformity_frequentist, get_nltp
 from torch import Tensor
 
 from pipeline.config import case_from_values
+from pipeline.diagnostics.calibration import calibrate
 from pipeline.errors import InputError
 from pipeline.estimators.posterior import Posterior
 from pipeline.estimators.weighted_posterior import WeightedPosterior
@@ -174,12 +175,29 @@ def test_few_effective_draws_get_more_and_are_told(make_gaussian: MakeGaussian) 
         q.weighted(proposals=300, least_ess=2_000).sample_batched((20,), x)
 
 
+def test_a_posterior_that_reaches_further_than_q_keeps_its_tails(make_gaussian: MakeGaussian) -> None:
+    """q 0.6 times as wide as the tested posterior: weighted draws of q alone end where q does."""
+    case = make_gaussian(dimension=2, scale=0.6)
+    q = posterior_of(case)
+    theta, x = simulated(case.simulator, 1_000)
+    p = []
+    for prior in (None, q.prior):
+        stream = torch.Generator().manual_seed(3)
+        found = q.weighted(proposals=1_000, prior=prior).deliver(99, x, generator=stream)
+        tested = found.ess >= 100
+        assert tested.double().mean() > 0.9
+        p.append(calibrate(theta[tested], found.theta[:, tested], seed=1).outside_p_value)
+    assert p[0].max() < 1e-4
+    assert p[1].min() > 0.001
+
+
 def test_no_usable_weight_is_an_error(make_gaussian: MakeGaussian) -> None:
     case = make_gaussian(dimension=2)
     nowhere = IndependentPrior([distribution_from_spec({"uniform": [50, 51]})] * 2)
     delivered = posterior_of(case).weighted(proposals=200, prior=nowhere)
     with pytest.raises(InputError, match=r"4 of 4 observations, the first 0, have no draw of q with a usable weight"):
-        delivered.deliver(20, case.x)
+        delivered.sample_batched((20,), case.x["x"])
+    assert delivered.deliver(20, case.x).ess.tolist() == [0.0] * 4
 
 
 def test_a_likelihood_is_needed(make_gaussian: MakeGaussian) -> None:

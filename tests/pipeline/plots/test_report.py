@@ -50,7 +50,9 @@ def content(good) -> ReportContent:
                 "nautilus", -103.3389, 0.00996, 0.0102, -103.3487, 0.0026, 0.507, 0.03, 0.04, 50.0, 54100, True
             ),
         ),
-        calibration=CalibrationReport(500, 400, (CalibrationRow("logk1", "", 0.67, 0.49, 0.91),), 0.45, -0.01, True),
+        calibration=CalibrationReport(
+            500, 400, (CalibrationRow("logk1", "", 0.67, 4, 0.31, 0.49, 0.91),), 0.45, -0.01, True
+        ),
         phases=(
             PhaseRow("forward_kl", 6000, 2e-3, -4.98, -104.2, 0.61, True),
             PhaseRow("elbo", 9, 1e-4, kept=False),

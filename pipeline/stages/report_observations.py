@@ -1,0 +1,175 @@
+"""What a report says of observations: all of a few; of a catalogue, the figures and those that need a look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.plots.catalogue import plot_catalogue, verdict_counts
+from pipeline.plots.corner import DrawSet, plot_corner
+from pipeline.plots.predictive import plot_predictive
+from pipeline.plots.report_content import ObservationReport, ParameterRow, ReportFigure
+from pipeline.plots.style import axis_label
+from pipeline.plots.weights import WeightSet, plot_weights
+from pipeline.rng import generator
+from pipeline.stages.ladder import one_row
+from pipeline.stages.plot import catalogue_of_file, relative_weight
+from pipeline.stages.run import Run, inferred_observation
+from pipeline.store import open_hdf5
+from pipeline.tables.inference_reader import InferenceFile, open_inference
+from simulators.protocol import context_of, data_observables
+
+MOST_LISTED = 20
+"""Observations of which a page says everything; a longer catalogue shows as many that most need a look."""
+SHOWN_OBSERVATIONS = 5
+CURVES = 400
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """Observations as the report shows them.
+
+    Attributes:
+        counts: of every verdict, over all observations.
+        listed: those that are shown one by one.
+        failed, atypical: identifiers of all that have no reliable posterior, and that are unlike the simulations.
+        figures: in order.
+    """
+
+    counts: dict[str, int]
+    listed: tuple[ObservationReport, ...] = ()
+    failed: tuple[str, ...] = ()
+    atypical: tuple[str, ...] = ()
+    figures: tuple[ReportFigure, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Number of observations."""
+        return sum(self.counts.values())
+
+
+def inferred_observations(run: Run, path: Path, compare: Path | None) -> Inferred:
+    """Verdicts of all observations, and certificates and figures of some.
+
+    Args:
+        path: inference.h5.
+        compare: comparison.h5, if baselines were run.
+    """
+    with open_inference(path) as inference:
+        rows = _rows_to_list(inference)
+        figures = []
+        if len(rows) < len(inference.ids):
+            figures.append(ReportFigure("catalogue", "the catalogue", plot_catalogue(catalogue_of_file(inference))))
+        for n in rows[:SHOWN_OBSERVATIONS]:
+            figures += _figures_of(run, inference, compare, n)
+        verdicts, atypical = inference.verdicts(), inference.atypical()
+        names = np.array(inference.ids)
+        return Inferred(
+            counts={v: n for v, n in verdict_counts(verdicts).items() if n},
+            listed=tuple(_observation(run, inference, n) for n in rows),
+            failed=tuple(names[verdicts == "failed"]),
+            atypical=() if atypical is None else tuple(names[atypical]),
+            figures=tuple(figures),
+        )
+
+
+def _rows_to_list(inference: InferenceFile) -> list[int]:
+    """All rows of a few; of many the failed, then the atypical, then those of least ESS fraction."""
+    count = len(inference.ids)
+    if count <= MOST_LISTED:
+        return list(range(count))
+    ess, atypical = inference.certificate("ess_fraction"), inference.atypical()
+    order = np.lexsort(
+        (
+            np.zeros(count) if ess is None else np.nan_to_num(ess, nan=-1.0),
+            np.zeros(count) if atypical is None else ~atypical,
+            inference.verdicts() != "failed",
+        )
+    )
+    return [int(n) for n in order[:MOST_LISTED]]
+
+
+def _observation(run: Run, inference: InferenceFile, n: int) -> ObservationReport:
+    draws = inference.draws(n)
+    quantiles = np.quantile(draws, [0.16, 0.5, 0.84], axis=0)
+    rows = [
+        ParameterRow(
+            p.name, p.label, p.unit, float(draws[:, d].mean()), float(draws[:, d].std()), *map(float, quantiles[:, d])
+        )
+        for d, p in enumerate(run.simulator.parameters)
+    ]
+    group: Any = inference.file["certificate"]
+    numbers = {name: float(group[name][n]) for name in inference.certificate_names()}
+    return ObservationReport(inference.ids[n], str(inference.verdicts()[n]), numbers, tuple(rows))
+
+
+def _figures_of(run: Run, inference: InferenceFile, compare: Path | None, n: int) -> list[ReportFigure]:
+    identifier, delivered = inference.ids[n], inference.draws(n)
+    sets, weights = [DrawSet("delivered", delivered)], None
+    stored = inference.proposals(n)  # not stored for large catalogues
+    if stored is not None:
+        raw, weights = stored[0], stored[1]["log_weight"]
+        shares = relative_weight(weights)
+        sets = [DrawSet("q, weighted", raw, np.ones(len(raw)) if shares is None else shares)]
+        sets.append(DrawSet("q, raw", raw, line="--"))
+    sets += [DrawSet(name, draws) for name, draws in _baseline_draws(compare, identifier).items()]
+    corner = plot_corner(sets, [axis_label(p.label or p.name, p.unit) for p in run.simulator.parameters])
+    figures = []
+    predictive = _predictive_figure(run, delivered, n)
+    if predictive is not None:
+        figures.append(ReportFigure("predictive", f"{identifier}: data and posterior predictive", predictive))
+    figures.append(ReportFigure("corner", f"{identifier}: posterior", corner))
+    if weights is not None:
+        group: Any = inference.file["certificate"]
+        of_q = WeightSet("delivered q", weights, float(group["ess_fraction"][n]), float(group["pareto_k"][n]))
+        figures.append(ReportFigure("weights", f"{identifier}: importance weights", plot_weights([of_q])))
+    return figures
+
+
+def _baseline_draws(path: Path | None, identifier: str) -> dict[str, Array]:
+    if path is None:
+        return {}
+    with open_hdf5(path) as file:
+        group: Any = file.get(identifier, {})
+        return {name: np.asarray(side["draws"]) for name, side in group.items()}
+
+
+def _predictive_figure(run: Run, theta: Array, n: int) -> Any:
+    """The first data observable, if it is one-dimensional: observed, replicated, and the model curve."""
+    observable = data_observables(run.simulator)[0]
+    if len(observable.shape) != 1:
+        return None
+    x = one_row(inferred_observation(run, run.output("infer")).x, n)
+    draws = torch.from_numpy(theta[np.linspace(0, len(theta) - 1, min(CURVES, len(theta))).astype(int)])
+    context = {k: v.expand(len(draws), *v.shape[1:]) for k, v in context_of(run.simulator, x).items()}
+    stream = generator(run.case.seed, "report-predictive", n)
+    replicated = run.simulator.simulate(draws, context or None, generator=stream)[observable.name]
+    observed = x[observable.name][0]
+    by_name = {o.name: o for o in run.simulator.observables}
+    axis = by_name[observable.against] if observable.against else None
+    abscissa = x[axis.name][0].double() if axis else torch.arange(len(observed)).double()
+    arguments: dict[str, Any] = {}
+    curve = getattr(run.simulator, "model_curve", None)
+    if axis and callable(curve):
+        grid = torch.linspace(float(abscissa.min()), float(abscissa.max()), 600, dtype=torch.float64)
+        curves: Any = curve(draws, x, grid)
+        # an offset that the likelihood marginalises is in the curves; replicated data draw it anew, so align them
+        arguments = {"grid": grid.numpy(), "curves": curves.numpy()}
+        at_data: Any = curve(draws, x, abscissa)
+        replicated = replicated - replicated.mean(-1, keepdim=True) + at_data.mean(-1, keepdim=True)
+    error = x[observable.error][0].numpy() if observable.error else None
+    return plot_predictive(
+        abscissa.numpy(),
+        observed.double().numpy(),
+        error=error,
+        replicated=replicated.double().numpy(),
+        abscissa_label=axis_label(axis.label or axis.name, axis.unit) if axis else "data point",
+        data_label=axis_label(observable.label or observable.name, observable.unit),
+        **arguments,
+    )
