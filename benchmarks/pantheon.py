@@ -41,7 +41,9 @@ def read_inference(path: Path) -> tuple[tuple[str, ...], Array, dict[str, Array]
         x = {n: observed[n][0][there] for n in ("redshift", "heliocentric_redshift", "magnitude")}
         x["covariance"] = observed["covariance"][0][np.ix_(there, there)]
         certificate: Any = file["certificate"]
-        figures = {n: float(certificate[n][0]) for n in ("log_evidence", "log_evidence_error", "ess_fraction", "pareto_k")}
+        figures = {
+            n: float(certificate[n][0]) for n in ("log_evidence", "log_evidence_error", "ess_fraction", "pareto_k")
+        }
         sys.stdout.write(f"{certificate['observation'].asstr()[0]}: verdict {certificate['verdict'].asstr()[0]}\n")
     return names, draws, x, figures
 
@@ -53,7 +55,9 @@ def against_grid(folder: Path) -> None:
     mean, width = grid.moments()
     for d, name in enumerate(names):
         ours = draws[:, d]
-        sys.stdout.write(f"{name}: grid {mean[d]:.4f} ± {width[d]:.4f}, ours {ours.mean():.4f} ± {ours.std(ddof=1):.4f}\n")
+        sys.stdout.write(
+            f"{name}: grid {mean[d]:.4f} ± {width[d]:.4f}, ours {ours.mean():.4f} ± {ours.std(ddof=1):.4f}\n"
+        )
     score = c2st(grid.draws(min(DRAWS, len(draws)), seed=1), draws[:DRAWS])
     floor = c2st(grid.draws(DRAWS, seed=1), grid.draws(DRAWS, seed=2))
     sys.stdout.write(f"C2ST of {len(draws[:DRAWS])} certified draws {score:.4f}, of the grid with itself {floor:.4f}\n")
@@ -117,7 +121,9 @@ def cost() -> None:
             seconds(astropy_gradient),
         ),
     }
-    sys.stdout.write(f"| microseconds | {BATCH} surveys | {many[..., 0].numel()} theta, one survey | with astropy |\n|---|---|---|---|\n")
+    sys.stdout.write(
+        f"| microseconds | {BATCH} surveys | {many[..., 0].numel()} theta, one survey | with astropy |\n|---|---|---|---|\n"
+    )
     for name, values in rows.items():
         sys.stdout.write(f"| {name} | " + " | ".join("" if np.isnan(v) else f"{1e6 * v:.1f}" for v in values) + " |\n")
 

@@ -46,13 +46,13 @@ class GridPosterior:
         return self.points[rows] + self.cell * (rng.random((count, len(self.cell))) - 0.5)
 
 
-def grid_posterior(x: Mapping[str, Array], names: tuple[str, ...]) -> GridPosterior:
-    """The posterior of one survey: redshift, heliocentric_redshift, magnitude (M,), covariance (M, M).
+def grid_posterior(x: Mapping[str, Array], names: tuple[str, ...], *, cells: int | None = None) -> GridPosterior:
+    """The posterior of one survey: redshift, heliocentric_redshift, magnitude (M,), covariance (M, M); `cells` a side.
 
     Raises:
         ValueError: distances that astropy does not confirm to 1e-6 mag.
     """
-    cells = CELLS[len(names)]
+    cells = cells or CELLS[len(names)]
     axes = [low + (high - low) * (np.arange(cells) + 0.5) / cells for low, high in (BOUNDS[n] for n in names)]
     points = np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)
     check_with_astropy(points[:: len(points) // ASTROPY_POINTS], x)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 NODES = 32
 """Of the quadrature: 1e-6 mag or better up to z = 2.5 wherever the priors of `supernova_cosmology` reach."""
-LEAST_RATE = 1e-3
-"""Least E^2 / (1 + z)^2: below it the universe has bounced instead of beginning, and there is no distance."""
+LEAST_RATE = 1e-8
+"""Least E^2 / (1 + z)^2: where it falls below, the universe has bounced instead of beginning, and there is no distance."""
 SERIES = 18
 """Terms of S(y): relative error below 1e-15 for |y| up to 30."""
 
@@ -63,8 +63,8 @@ class RedshiftGrid:
     stretch: Tensor
 
     @classmethod
-    def of(cls, redshift: Tensor, heliocentric: Tensor, *, dtype: torch.dtype = torch.float64) -> RedshiftGrid:
-        r"""Nodes and weights for redshifts (N, M), each survey up to its own largest.
+    def of(cls, redshift: Tensor, heliocentric: Tensor) -> RedshiftGrid:
+        r"""Nodes and weights for redshifts (N, M), each survey up to its own largest, in float64.
 
         The integrand is expanded in Legendre polynomials by Gauss-Legendre quadrature, and the expansion is integrated:
         with $x = 2t/T - 1$,
@@ -80,7 +80,7 @@ class RedshiftGrid:
         x, projection = x.to(t.device), projection.to(t.device)
         weights = (largest / 2)[..., None] * (_integrated_legendre(2 * t / largest - 1, NODES) @ projection)
         stretch = torch.log1p(heliocentric.double()) / math.log(10)
-        return cls((largest * (x + 1) / 2).to(dtype), weights.to(dtype), stretch.to(dtype))
+        return cls(largest * (x + 1) / 2, weights, stretch)
 
     def modulus(self, cosmology: Cosmology) -> tuple[Tensor, Tensor]:
         """5 log10 of the luminosity distance in units of c / H_0 (mag), (..., N, M), and where it exists, (..., N).
@@ -102,7 +102,7 @@ def luminosity_distance(cosmology: Cosmology, redshift: Tensor) -> Tensor:
     >>> [round(v, 9) for v in luminosity_distance(empty, torch.tensor([[0.5, 2.0]]).double())[0].tolist()]
     [0.625, 4.0]
     """
-    modulus, exists = RedshiftGrid.of(redshift, redshift, dtype=redshift.dtype).modulus(cosmology)
+    modulus, exists = RedshiftGrid.of(redshift, redshift).modulus(cosmology)
     return torch.where(exists[..., None], 10 ** (modulus / 5), torch.nan)
 
 

@@ -2,7 +2,7 @@ r"""A first guess of a posterior: Gauss-Newton on the unconstrained space, batch
 
     minimise   1/2 sum_m rho(eps_m(u))  +  1/2 sum_d ((u_d - m_d) / s_d)^2
 
-eps are whitened residuals, weight(eps) = rho'(eps) / (2 eps) (1 for a Gaussian), and N(m, s) stands for the prior of u, so that the
+eps are whitened residuals, weight(eps) = rho'(eps) / (2 eps), 1 for a Gaussian, and N(m, s) stands for the prior of u, so that the
 fit is well posed whatever the data say. A guess, not a posterior: steps are few and bounded, and nothing is checked.
 """
 
@@ -46,7 +46,7 @@ def fit_posterior(
 
     Args:
         residual: u (..., N, D) -> whitened residuals (..., N, M).
-        weight: residuals -> weights between 0 and 1, same shape.
+        weight: residuals -> weights, same shape.
         count: N.
         start: m, (D,).
         spread: s, (D,).

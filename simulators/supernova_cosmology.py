@@ -197,7 +197,7 @@ class SupernovaCosmology:
             offset: Tensor | float = DRAWN_OFFSET[0] + DRAWN_OFFSET[1] * unit
         else:
             offset = self._offset.of(theta)
-        modulus, _ = self._grid(x, torch.float64).modulus(self.cosmology(theta))
+        modulus, _ = _grid(x).modulus(self.cosmology(theta))
         return x | {"magnitude": torch.where(x["present"] > 0.5, modulus + offset + noise, 0.0)}
 
     def log_likelihood(self, theta: Tensor, x: Mapping[str, Tensor]) -> Tensor:
@@ -213,26 +213,23 @@ class SupernovaCosmology:
 
         (Goliath et al. 2001, https://arxiv.org/abs/astro-ph/0104009). -inf, with gradient zero, where no distance exists.
         """
-        survey = _Survey(x, symmetric=self.likelihood != "gaussian", dtype=theta.dtype)
-        eps, exists = self._residuals(theta, x, survey)
-        density = self.noise(theta).log_density(eps) * survey.present
+        exact = theta.double()  # float32 residuals in units of their errors would cost 1e-4 nats
+        survey = _Survey(x, symmetric=self.likelihood != "gaussian")
+        eps, exists = self._residuals(exact, x, survey)
+        density = self.noise(exact).log_density(eps) * survey.present
         value = density.sum(-1) - 0.5 * survey.log_det
         if self._offset is None:
             value = value + 0.5 * (LOG_TWO_PI - survey.unit.square().sum(-1).log())
-        return torch.where(exists, value, -torch.inf)
+        return torch.where(exists, value, -torch.inf).to(theta.dtype)
 
     def _residuals(self, theta: Tensor, x: Mapping[str, Tensor], survey: _Survey) -> tuple[Tensor, Tensor]:
         """eps (..., N, M), without the best offset where M is marginalised, and whether distances exist (..., N)."""
-        modulus, exists = self._grid(x, theta.dtype).modulus(self.cosmology(theta))
+        modulus, exists = _grid(x).modulus(self.cosmology(theta))
         offset = 0.0 if self._offset is None else self._offset.of(theta) - survey.center
         eps = survey.whiten(survey.magnitude - modulus - offset)
         if self._offset is None:
             eps = eps - survey.unit * survey.along_unit(eps)
         return eps, exists
-
-    @staticmethod
-    def _grid(x: Mapping[str, Tensor], dtype: torch.dtype) -> RedshiftGrid:
-        return RedshiftGrid.of(x["redshift"], x["heliocentric_redshift"], dtype=dtype)
 
     def model_curve(self, theta: Tensor, x: Mapping[str, Tensor], grid: Tensor) -> Tensor:
         r"""Noise-free magnitude on a grid of redshifts, for one survey; M marginalised: at its mean given theta.
@@ -245,14 +242,14 @@ class SupernovaCosmology:
         Returns:
             (K, G), in the dtype of theta.
         """
-        draws, cosmology = theta[:, None, :], self.cosmology(theta[:, None, :])
-        redshift = grid.double()[None]
-        curve = RedshiftGrid.of(redshift, redshift, dtype=theta.dtype).modulus(cosmology)[0]
+        draws, redshift = theta.double()[:, None, :], grid.double()[None]
+        cosmology = self.cosmology(draws)
+        curve = RedshiftGrid.of(redshift, redshift).modulus(cosmology)[0]
         if self._offset is not None:
-            return (curve + self._offset.of(draws))[:, 0]
-        survey = _Survey(x, symmetric=False, dtype=theta.dtype)
-        residual = survey.whiten(survey.magnitude - self._grid(x, theta.dtype).modulus(cosmology)[0])
-        return (curve + survey.along_unit(residual) + survey.center)[:, 0]
+            return (curve + self._offset.of(draws))[:, 0].to(theta.dtype)
+        survey = _Survey(x, symmetric=False)
+        residual = survey.whiten(survey.magnitude - _grid(x).modulus(cosmology)[0])
+        return (curve + survey.along_unit(residual) + survey.center)[:, 0].to(theta.dtype)
 
     # ------------------------------------------------------------ inputs of the network
 
@@ -287,7 +284,7 @@ class SupernovaCosmology:
 
     def _fit(self, x: Mapping[str, Tensor]) -> tuple[PosteriorFit, _Survey, Callable[[Tensor], Tensor]]:
         """The fit, the survey, and whitened residuals as a function of u (..., N, D)."""
-        survey = _Survey(x, symmetric=self.likelihood != "gaussian", dtype=torch.float64)
+        survey = _Survey(x, symmetric=self.likelihood != "gaussian")
         start, spread = (v.to(x["magnitude"].device) for v in self._unconstrained.center())
         law = self.noise(self._unconstrained.theta(start[None]))
 
@@ -308,7 +305,9 @@ class SupernovaCosmology:
         table = read_supernovae(path)
         size = len(table)
         if size > self.count:
-            raise ValueError(f"{path}: has {size} supernovae, the simulator {self.count}: set its option count to {size}")
+            raise ValueError(
+                f"{path}: has {size} supernovae, the simulator {self.count}: set its option count to {size}"
+            )
         absent = self.count - size
         covariance = np.eye(self.count)
         covariance[:size, :size] = table.covariance
@@ -325,15 +324,13 @@ class SupernovaCosmology:
 class _Survey:
     """What the likelihood needs of N surveys whatever theta is: whitening (N, M, M), and the whitened unit vector (N, M)."""
 
-    def __init__(self, x: Mapping[str, Tensor], *, symmetric: bool, dtype: torch.dtype) -> None:
-        there = x["present"] > 0.5
+    def __init__(self, x: Mapping[str, Tensor], *, symmetric: bool) -> None:
+        self.present = (x["present"] > 0.5).double()
         covariance = present_covariance(x["covariance"].double(), x["present"])
-        matrix, log_det = whitening(covariance, symmetric=symmetric)
-        self.present, self.log_det, self._whitening = there.to(dtype), log_det.to(dtype), matrix.to(dtype)
+        self._whitening, self.log_det = whitening(covariance, symmetric=symmetric)
         magnitude = x["magnitude"].double()
-        mean = (magnitude * there).sum(-1, keepdim=True) / there.sum(-1, keepdim=True)
-        self.center = mean.to(dtype)  # taken out first: 24 mag would cost digits of float32
-        self.magnitude = (magnitude - mean).to(dtype)
+        self.center = (magnitude * self.present).sum(-1, keepdim=True) / self.present.sum(-1, keepdim=True)
+        self.magnitude = magnitude - self.center
         self.unit = self.whiten(torch.ones_like(self.magnitude))
 
     def whiten(self, residual: Tensor) -> Tensor:
@@ -343,6 +340,10 @@ class _Survey:
     def along_unit(self, eps: Tensor) -> Tensor:
         """The offset that fits whitened residuals best, (1^T C^-1 r) / (1^T C^-1 1), (..., N, 1)."""
         return (self.unit * eps).sum(-1, keepdim=True) / self.unit.square().sum(-1, keepdim=True)
+
+
+def _grid(x: Mapping[str, Tensor]) -> RedshiftGrid:
+    return RedshiftGrid.of(x["redshift"], x["heliocentric_redshift"])
 
 
 def supernova_observables(count: int) -> tuple[Observable, ...]:
@@ -367,7 +368,9 @@ def _check_noise(quantities: Mapping[str, Quantity]) -> None:
     for name, low, high in (("freedom", 0.0, math.inf), ("outlier_fraction", 0.0, 1.0)):
         value = quantities.get(name)
         if value is not None and not low < value.value < high:
-            raise ValueError(f"supernova_cosmology: {name}: expected a value between {low:g} and {high:g}, got {value.value:g}")
+            raise ValueError(
+                f"supernova_cosmology: {name}: expected a value between {low:g} and {high:g}, got {value.value:g}"
+            )
 
 
 def _one_of(value: str, known: tuple[str, ...], what: str) -> None:

@@ -33,7 +33,7 @@ class NoiseLaw(Protocol):
         ...
 
     def weight(self, eps: Tensor) -> Tensor:
-        """-(d log f / d eps) / eps, in [0, 1]: what a least-squares fit counts a residual for."""
+        """-(d log f / d eps) / eps, what a least-squares fit counts a residual for: 1 of a Gaussian, near 0 of an outlier."""
         ...
 
     def draw(self, shape: Sequence[int], *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
@@ -74,7 +74,7 @@ class StudentNoise:
         return constant - (nu + 1) / 2 * torch.log1p(eps.square() / nu)
 
     def weight(self, eps: Tensor) -> Tensor:
-        return self.freedom / (self.freedom + eps.square())
+        return (self.freedom + 1) / (self.freedom + eps.square())
 
     def draw(self, shape: Sequence[int], *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         with global_generators_from(generator):
