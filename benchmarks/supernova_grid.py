@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,9 +58,9 @@ def grid_posterior(x: Mapping[str, Array], names: tuple[str, ...], *, cells: int
     points = np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)
     check_with_astropy(points[:: len(points) // ASTROPY_POINTS], x)
     log_likelihood = np.concatenate([log_marginal(points[i : i + BLOCK], x) for i in range(0, len(points), BLOCK)])
-    total = logsumexp(log_likelihood)
+    total = float(np.asarray(logsumexp(log_likelihood)))
     cell = np.array([(BOUNDS[n][1] - BOUNDS[n][0]) / cells for n in names])
-    return GridPosterior(names, points, cell, np.exp(log_likelihood - total), float(total - np.log(len(points))))
+    return GridPosterior(names, points, cell, np.exp(log_likelihood - total), total - float(np.log(len(points))))
 
 
 def moduli(points: Array, x: Mapping[str, Array]) -> Array:
@@ -93,9 +94,10 @@ def check_with_astropy(points: Array, x: Mapping[str, Array]) -> None:
 
 def astropy_moduli(point: Array, x: Mapping[str, Array]) -> Array:
     """The same by astropy, for one point."""
-    from astropy.cosmology import FlatwCDM
+    from astropy import cosmology
 
     w = point[1] if len(point) > 1 else -1.0
-    universe = FlatwCDM(H0=299792.458, Om0=point[0], w0=w, Tcmb0=0)  # c / H_0 = 1 Mpc
-    transverse = np.asarray(universe.comoving_distance(x["redshift"]).value)  # pyright: ignore[reportAttributeAccessIssue]
+    make: Any = cosmology.FlatwCDM
+    universe = make(H0=299792.458, Om0=point[0], w0=w, Tcmb0=0)  # c / H_0 = 1 Mpc
+    transverse = np.asarray(universe.comoving_distance(x["redshift"]).value)
     return 5 * np.log10((1 + x["heliocentric_redshift"]) * transverse)
