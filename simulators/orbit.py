@@ -107,12 +107,18 @@ def orbital_elements(secosw: Tensor, sesinw: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def declare(
-    declared: list[Parameter], value: float | PriorSpec, name: str, *, unit: str = "", label: str = ""
+    declared: list[Parameter],
+    value: float | PriorSpec,
+    name: str,
+    *,
+    unit: str = "",
+    label: str = "",
+    owner: str = "radial_velocity",
 ) -> Quantity:
-    """A fixed number, or a new parameter appended to `declared`."""
+    """A fixed number, or a new parameter appended to `declared`; `owner` is the simulator that messages name."""
     if not isinstance(value, Mapping):
-        return Quantity(number(value, f"radial_velocity: {name}"))
-    prior = distribution_from_spec(value, f"radial_velocity: {name}")
+        return Quantity(number(value, f"{owner}: {name}"))
+    prior = distribution_from_spec(value, f"{owner}: {name}")
     declared.append(Parameter(name, prior, unit, label))
     median = prior.icdf(torch.tensor(0.5, dtype=torch.float64))
     return Quantity(float(median), len(declared) - 1)

@@ -66,7 +66,9 @@ class Observable:
         dtype: dtype in files, `float32` or `float64`.
         label: LaTeX for plots; the name where empty.
         against: the context observable that is this one's abscissa in plots, if any.
-        error: the context observable that is this one's 1-sigma error, if any.
+        error: the context observable that is this one's 1-sigma error, or its covariance, if any.
+        present: the context observable that is 1 where this one's numbers are there and 0 where they are absent, if any.
+        scale: of an axis in plots.
     """
 
     name: str
@@ -77,12 +79,16 @@ class Observable:
     label: str = ""
     against: str | None = None
     error: str | None = None
+    present: str | None = None
+    scale: Literal["linear", "log"] = "linear"
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise ValueError(f"observable name {self.name!r}: expected an identifier such as 'velocity'")
         if self.role not in ("data", "context"):
             raise ValueError(f"observable {self.name!r}: role must be 'data' or 'context', got {self.role!r}")
+        if self.scale not in ("linear", "log"):
+            raise ValueError(f"observable {self.name!r}: scale must be 'linear' or 'log', got {self.scale!r}")
         check_unit(self.unit, f"observable {self.name!r}")
 
 

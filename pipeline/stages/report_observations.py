@@ -22,7 +22,7 @@ from pipeline.stages.plot import catalogue_of_file, relative_weight
 from pipeline.stages.run import Run, inferred_observation
 from pipeline.store import open_hdf5
 from pipeline.tables.inference_reader import InferenceFile, open_inference
-from simulators.protocol import context_of, data_observables
+from simulators.protocol import Data, Observable, context_of, data_observables
 
 MOST_LISTED = 20
 """Observations of which a page says everything; a longer catalogue shows as many that most need a look."""
@@ -150,26 +150,36 @@ def _predictive_figure(run: Run, theta: Array, n: int) -> Any:
     context = {k: v.expand(len(draws), *v.shape[1:]) for k, v in context_of(run.simulator, x).items()}
     stream = generator(run.case.seed, "report-predictive", n)
     replicated = run.simulator.simulate(draws, context or None, generator=stream)[observable.name]
-    observed = x[observable.name][0]
     by_name = {o.name: o for o in run.simulator.observables}
     axis = by_name[observable.against] if observable.against else None
-    abscissa = x[axis.name][0].double() if axis else torch.arange(len(observed)).double()
+    there = x[observable.present][0] > 0.5 if observable.present else torch.ones(observable.shape, dtype=torch.bool)
+    observed, replicated = x[observable.name][0][there], replicated[:, there]
+    abscissa = x[axis.name][0].double()[there] if axis else torch.arange(len(observed)).double()
     arguments: dict[str, Any] = {}
     curve = getattr(run.simulator, "model_curve", None)
     if axis and callable(curve):
-        grid = torch.linspace(float(abscissa.min()), float(abscissa.max()), 600, dtype=torch.float64)
+        step = torch.linspace(0, 1, 600, dtype=torch.float64)
+        low, high = abscissa.min(), abscissa.max()
+        grid = low * (high / low) ** step if axis.scale == "log" else low + (high - low) * step
         curves: Any = curve(draws, x, grid)
         # an offset that the likelihood marginalises is in the curves; replicated data draw it anew, so align them
-        arguments = {"grid": grid.numpy(), "curves": curves.numpy()}
+        arguments = {"grid": grid.numpy(), "curves": curves.numpy(), "logarithmic": axis.scale == "log"}
         at_data: Any = curve(draws, x, abscissa)
         replicated = replicated - replicated.mean(-1, keepdim=True) + at_data.mean(-1, keepdim=True)
-    error = x[observable.error][0].numpy() if observable.error else None
     return plot_predictive(
         abscissa.numpy(),
         observed.double().numpy(),
-        error=error,
+        error=_error_bars(x, observable, there),
         replicated=replicated.double().numpy(),
         abscissa_label=axis_label(axis.label or axis.name, axis.unit) if axis else "data point",
         data_label=axis_label(observable.label or observable.name, observable.unit),
         **arguments,
     )
+
+
+def _error_bars(x: Data, observable: Observable, there: torch.Tensor) -> Array | None:
+    """1-sigma errors of the numbers that are there, from error bars or from the diagonal of a covariance."""
+    if observable.error is None:
+        return None
+    error = x[observable.error][0].double()
+    return (error.diagonal().sqrt() if error.dim() > 1 else error)[there].numpy()

@@ -41,7 +41,13 @@ def content_key(stage: str, stage_version: int, settings: Mapping[str, Any], inp
 
 
 def input_digest(path: Path) -> str:
-    """What identifies an input: its own content key where a stage wrote it, else SHA-256 of its bytes."""
+    """What identifies an input: its own content key where a stage wrote it, else SHA-256 of its bytes.
+
+    Of a folder: SHA-256 over names and digests of the files in it.
+    """
+    if path.is_dir():
+        files = {p.name: file_sha256(p) for p in sorted(path.iterdir()) if p.is_file()}
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
     return read_key(path) or file_sha256(path)
 
 

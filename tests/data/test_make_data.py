@@ -38,6 +38,12 @@ def test_the_shipped_files_are_what_the_script_writes(make_data: ModuleType, tmp
         assert star.sha256 in readme
 
 
+def test_the_simulated_survey_is_what_the_script_writes(make_data: ModuleType, tmp_path: Path) -> None:
+    digest = hdf5_content_digest(make_data.write_survey(tmp_path))
+    assert digest == hdf5_content_digest(DATA / make_data.SURVEY)
+    assert digest in (DATA / "README.md").read_text(encoding="utf-8")
+
+
 def test_another_file_under_the_name_is_refused(make_data: ModuleType, tmp_path: Path) -> None:
     star = make_data.STARS[0]
     with pytest.raises(ValueError, match=r"no such file; install radvel 1.6.7"):

@@ -29,6 +29,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "radial_velocity",
         VELOCITIES | {"planets": [PLANET, PLANET | {"period": {"log_normal": [2, 0.1]}}], "jit": {"uniform": [0, 5]}},
     ),
+    "supernovae_lcdm": ("supernova_cosmology", {"count": 12}),
+    "supernovae_curved": ("supernova_cosmology", {"count": 12, "model": "open_lcdm", "design": {"missing": 0.2}}),
+    "supernovae_w0wa_student": (
+        "supernova_cosmology",
+        {
+            "count": 12,
+            "model": "w0wa",
+            "offset": "sampled",
+            "likelihood": "student_t",
+            "priors": {"freedom": {"uniform": [2, 9]}},
+        },
+    ),
+    "supernovae_outliers": (
+        "supernova_cosmology",
+        {"count": 12, "model": "wcdm", "offset": "sampled", "likelihood": "mixture"},
+    ),
     "two_moons": ("two_moons", {}),
     "slcp": ("slcp", {}),
     "slcp_distractors": ("slcp_distractors", {}),
