@@ -154,9 +154,13 @@ def _number_or_text(text: str) -> float | str:
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
-    """Make the file paths of a case absolute: observation, simulator.path, and simulator options that name files."""
+    """Make the file paths of a case absolute: observation, simulator.path, likelihood.summary.file, and simulator options that name files."""
     if isinstance(values.get("observation"), str):
         values["observation"] = str((folder / values["observation"]).resolve())
+    likelihood: Any = values.get("likelihood")
+    summary = likelihood.get("summary") if isinstance(likelihood, dict) else None
+    if isinstance(summary, dict) and isinstance(summary.get("file"), str):
+        summary["file"] = str((folder / summary["file"]).resolve())
     simulator = values.get("simulator")
     if isinstance(simulator, dict):
         if isinstance(simulator.get("path"), str):

@@ -66,6 +66,8 @@ class Observable:
         label: LaTeX for plots; the name where empty.
         against: the context observable that is this one's abscissa in plots, if any.
         error: the context observable that is this one's 1-sigma error, if any.
+        discrete: whole numbers, some or all of them: counts have no density, and a learned likelihood treats them
+            as such.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Observable:
     label: str = ""
     against: str | None = None
     error: str | None = None
+    discrete: bool = False
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -111,6 +114,9 @@ class Simulator(Protocol):
       with a prior on the simplex both are (N, D - 1).
     - `model_curve(theta, x, grid) -> Tensor`: noise-free prediction of the first data observable for
       ONE observation: theta (K, D), x of one row, grid (G,) of its abscissa, gives (K, G).
+    - `reduced(x) -> Data`: what `log_likelihood` needs of x, computed once where x stays the same for many theta.
+    - `trust(theta, x) -> dict[str, Tensor]`: of a learned likelihood: numbers of the certificate that say how far it is
+      to be trusted at equally weighted draws theta (L, N, D), (N,) each.
     - `read_observation(path) -> tuple[Data, list[str]]`: an observed file of this kind as x of N rows
       and their N identifiers.
     """
@@ -162,6 +168,18 @@ def log_likelihood(simulator: Simulator, theta: Tensor, x: Mapping[str, Tensor])
     if density is None:
         raise ValueError(f"simulator {simulator.name!r} has no log_likelihood")
     return density(theta, x)
+
+
+def likelihood_data(simulator: Simulator, x: Data) -> Data:
+    """What `log_likelihood` needs of x: x itself, or less where the simulator says so."""
+    reduced = _optional(simulator, "reduced")
+    return x if reduced is None else reduced(x)
+
+
+def likelihood_trust(simulator: Simulator, theta: Tensor, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """How far a learned likelihood is to be trusted at draws theta (L, N, D), (N,) each; nothing for the simulator's own."""
+    trust = _optional(simulator, "trust")
+    return {} if trust is None else trust(theta, x)
 
 
 def data_observables(simulator: Simulator) -> tuple[Observable, ...]:

@@ -18,6 +18,7 @@ import torch
 from rich.table import Table
 
 from pipeline.errors import InputError
+from pipeline.estimators.learned_likelihood import attributes_of
 from pipeline.estimators.posterior import Posterior, load_posterior
 from pipeline.progress import console, progress_bar
 from pipeline.schema import CONTENT_KEY, PREDICTIVE, STAGE, VERDICTS
@@ -115,12 +116,13 @@ class _Job:
 
     def run(self, attributes: Callable[[], Mapping[str, Any]]) -> None:
         """Write the output; `attributes()` gives its root attributes once all is done."""
+        learned = attributes_of(self.posterior.simulator)
         total, rows = len(self.catalogue), rows_of_a_part(self.settings, len(self.posterior.parameters))
         folder = self.output.with_name(f"{self.output.name}.parts")
         starts = range(0, total, rows)
         with progress_bar("infer", total) as advance:
             if len(starts) == 1:
-                self._write(self.output, 0, total, attributes())
+                self._write(self.output, 0, total, {**attributes(), **learned})
                 advance(total)
                 return
             parts = [folder / f"part-{i:05d}.h5" for i in range(len(starts))]
@@ -130,7 +132,7 @@ class _Job:
                 if read_key(part) != key:
                     self._write(part, start, stop, {STAGE: "infer-part", CONTENT_KEY: key})
                 advance(stop - start)
-        join_parts(parts, self.output, attributes())
+        join_parts(parts, self.output, {**attributes(), **learned})
         for part in folder.glob("part-*.h5"):  # those of another catalogue that stopped halfway too
             part.unlink()
         with suppress(OSError):  # something else lies there: it is not ours
@@ -186,8 +188,17 @@ def print_certificates(path: Path) -> None:
                 console.print(f"{identifier}: ELBO {group['elbo'][n]:.3f} = {terms} nats")
             if note or verdicts[n] == "failed":
                 console.print(f"{identifier}: {verdicts[n]}: {VERDICTS[verdicts[n]]}. {note}")
+            if group["surrogate_spread"][n] == group["surrogate_spread"][n]:
+                console.print(f"{identifier}: {_of_the_surrogate(group, n)}")
             if atypical[n]:
                 console.print(f"{identifier}: atypical: {_why_atypical(group, n)}")
+
+
+def _of_the_surrogate(group: Any, n: int) -> str:
+    """How far the learned likelihood is to be trusted."""
+    names = ("surrogate_error", "surrogate_spread", "surrogate_outside")
+    error, spread, outside = (float(group[name][n]) for name in names)
+    return f"learned likelihood: its networks differ by {error:.3f} nats in log evidence, {spread:.3f} nats a draw; {100 * outside:.1f} % of draws outside what was simulated"
 
 
 def _why_atypical(group: Any, n: int) -> str:

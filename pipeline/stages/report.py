@@ -37,8 +37,9 @@ from pipeline.plots.weights import WeightSet, plot_weights
 from pipeline.progress import console
 from pipeline.rng import generator
 from pipeline.schema import CERTIFICATE, PROVENANCE, SETTINGS
-from pipeline.settings import CaseSettings
+from pipeline.settings import CaseSettings, InferSettings
 from pipeline.stages.ladder import one_row
+from pipeline.stages.likelihood import diagnostics_of
 from pipeline.stages.run import Run, begin, finish, inferred_observation, is_stale
 from pipeline.store import (
     complete_or_absent,
@@ -69,6 +70,8 @@ def report(run: Run) -> Path:
         if is_stale(inputs["inference"], inputs):
             raise InputError(f"{inputs['inference']}: made with another posterior: run `elboscope infer` again")
     inputs |= {stage: run.output(stage) for stage in ("validate", "compare") if _is_current(run, stage, inputs)}
+    if run.learns_likelihood:
+        inputs["likelihood"] = run.input("likelihood")
     key = begin(run, "report", VERSION, run.relevant("name", "title", "seed", "simulator"), inputs)
     output = run.output("report")
     if key is None:
@@ -85,7 +88,7 @@ def report(run: Run) -> Path:
         title=run.case.title or run.case.name,
         case=run.case.name,
         content_key=key.key,
-        summary=_summary(run, observations, comparison, calibration),
+        summary=(*_summary(run, observations, comparison, calibration), *_learned_likelihood(inputs)),
         observations=tuple(observations),
         infer=used.infer,
         comparison=tuple(comparison),
@@ -95,7 +98,8 @@ def report(run: Run) -> Path:
         settings_yaml=yaml.safe_dump(used.dump(), sort_keys=False),
         provenance={k: str(v) for k, v in record.items() if k not in ("versions", "wall_time_s")},
         versions=record["versions"],
-        warnings=tuple(_warnings(run, header, observations, calibration)),
+        warnings=tuple(_warnings(run, header, observations, calibration, used.infer)),
+        surrogate_likelihood="likelihood" in inputs,
     )
     _save_figures(run, figures)
     write_text(output, render_report(content))
@@ -430,13 +434,36 @@ def _summary(
     return tuple(sentences)
 
 
+def _learned_likelihood(inputs: Mapping[str, Path]) -> tuple[str, ...]:
+    """What stage `likelihood` says of itself, on held-out simulations."""
+    if "likelihood" not in inputs:
+        return ()
+    found = diagnostics_of(inputs["likelihood"])
+    least = min([*found["ks_p_value"].values(), found["tarp_p_value"]])
+    word = "calibrated" if found["calibrated"] else "NOT calibrated"
+    return (
+        f"The likelihood is learned from {found['simulations']} simulations: held-out log p(s|theta) {found['held_out_log_prob']:.3f} nats, "
+        f"spread of its networks {found['held_out_spread']:.3f} nats; ranks of {found['tested']} held-out data among its draws are {word} "
+        f"(least p-value {least:.3f} of {len(found['ks_p_value']) + 1} tests). The certificate speaks of this surrogate; calibration on the simulator itself is below.",
+    )
+
+
 def _warnings(
-    run: Run, header: dict[str, str], observations: list[ObservationReport], calibration: CalibrationReport | None
+    run: Run,
+    header: dict[str, str],
+    observations: list[ObservationReport],
+    calibration: CalibrationReport | None,
+    infer: InferSettings,
 ) -> list[str]:
     found = [
         f"{o.identifier}: no rung of the ladder passed; its draws are not to be trusted."
         for o in observations
         if o.verdict == "failed"
+    ]
+    found += [
+        f"{o.identifier}: {100 * o.certificate['surrogate_outside']:.0f} % of its draws lie outside what was simulated: there the learned likelihood is a guess."
+        for o in observations
+        if o.certificate["surrogate_outside"] > infer.most_outside
     ]
     if calibration is not None and not calibration.passed:
         found.append(

@@ -36,9 +36,10 @@ from pipeline.training.auto import schedule
 from simulators.priors import prior_of, proposal_of
 from simulators.protocol import Simulator, has_likelihood, read_observation
 
-STAGES = ("simulate", "train", "infer", "validate", "compare", "report")
+STAGES = ("simulate", "likelihood", "train", "infer", "validate", "compare", "report")
 OUTPUTS = {
     "simulate": "simulations.h5",
+    "likelihood": "likelihood.safetensors",
     "train": "posterior.safetensors",
     "infer": "inference.h5",
     "validate": "validation.h5",
@@ -94,15 +95,50 @@ class Run:
     @property
     def stages(self) -> tuple[str, ...]:
         """What `run` does: without an observation or a likelihood there is nothing to infer or compare."""
-        certified = self.case.observation is not None and has_likelihood(self.simulator)
-        return STAGES if certified else tuple(s for s in STAGES if s not in ("infer", "compare"))
+        certified = self.case.observation is not None and self.has_likelihood
+        unused = () if certified else ("infer", "compare")
+        unused += () if self.learns_likelihood else ("likelihood",)
+        return tuple(s for s in STAGES if s not in unused)
+
+    @property
+    def learns_likelihood(self) -> bool:
+        """Whether stage `likelihood` learns one: the simulator has none, or the case hides it."""
+        when = self.case.likelihood.when
+        return when == "always" or (when == "auto" and not has_likelihood(self.simulator))
+
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether later stages have a likelihood: the simulator's own, or a learned one."""
+        return self.learns_likelihood or has_likelihood(self.simulator)
+
+    @cached_property
+    def model(self) -> Simulator:
+        """The physics model with the likelihood that later stages use: its own, or the learned one.
+
+        Raises:
+            InputError: it has not been learned yet, or with other settings.
+        """
+        if not self.learns_likelihood:
+            return self.simulator
+        from pipeline.stages.likelihood import load_likelihood
+
+        path = self.input("likelihood")
+        need_same_settings(self, path, "likelihood")
+        learned = load_likelihood(path, self.simulator)
+        learned.network.to(self.device)
+        return learned
+
+    def likelihood_inputs(self) -> dict[str, Path]:
+        """Files from which stage `likelihood` learns."""
+        given = self.case.likelihood.summary.file
+        return {"simulations": self.input("simulate")} | ({} if given is None else {"summary": given})
 
     @cached_property
     def phases(self) -> tuple[PhaseSettings, ...]:
         """The training schedule, chosen where the case gives none."""
         return schedule(
             self.case.train,
-            has_likelihood=has_likelihood(self.simulator),
+            has_likelihood=self.has_likelihood,
             simulations=self.case.simulate.count,
         )
 
@@ -154,10 +190,10 @@ class Run:
         return values
 
     def need_likelihood(self, stage: str) -> None:
-        """Raise InputError if the simulator has no tractable likelihood."""
-        if not has_likelihood(self.simulator):
+        """Raise InputError if there is neither a tractable likelihood nor a learned one."""
+        if not self.has_likelihood:
             raise InputError(
-                f"{stage}: simulator {self.simulator.name!r} has no log_likelihood, which this stage needs"
+                f"{stage}: simulator {self.simulator.name!r} has no log_likelihood, which this stage needs; set likelihood.when: auto to learn one"
             )
 
 

@@ -103,7 +103,7 @@ def _deliver(run: Run, posterior: Posterior, data: DataSet) -> HeldOutDraws:
         for block, start in enumerate(range(0, len(data), BLOCK)):
             x = posterior.data(data.rows(start, start + BLOCK).x)
             stream = generator(run.case.seed, "validate", block, device=run.device)
-            if has_likelihood(run.simulator):
+            if has_likelihood(posterior.simulator):
                 parts.append(_weighted_draws(run, posterior, x, stream))
             else:
                 theta, _ = posterior.sample_and_log_prob((settings.draws,), x, generator=stream)
