@@ -44,15 +44,18 @@ def run_command(
     from pipeline.stages.run import OUTPUTS
 
     run = _run(config, overrides, run_dir, observation)
+    if run.case.rounds > 1:
+        _stage("simulate")(run)
+        _stage("rounds", "learn_in_rounds")(run)
     for stage in run.stages:
         _stage(stage)(run)
     typer.echo(f"report: {run.folder / OUTPUTS['report']}")
 
 
-def _stage(name: str) -> Callable[[Any], Path]:
+def _stage(module: str, name: str = "") -> Callable[[Any], Any]:
     import importlib
 
-    return getattr(importlib.import_module(f"pipeline.stages.{name}"), name)
+    return getattr(importlib.import_module(f"pipeline.stages.{module}"), name or module)
 
 
 def _stage_command(name: str, summary: str) -> None:

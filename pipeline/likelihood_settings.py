@@ -65,6 +65,9 @@ class LikelihoodSettings(Settings):
         default=8,
         description="whole numbers get uniform noise in training; their likelihood is the mean density at so many points of the unit cell",
     )
+    round_simulations: Positive | None = Field(
+        default=None, description="simulations that each further round adds; default: as many as simulate.count"
+    )
     steps: Positive = Field(default=6_000, description="optimiser steps of each network, at most")
     batch: Positive = Field(default=256, description="simulations a step")
     learning_rate: PositiveFloat = Field(default=3e-3, description="Adam, decays to a hundredth by a cosine")

@@ -3,8 +3,8 @@ r"""p(s given theta, c): an ensemble of conditional flows, and where it is not t
     log p~(s|theta) = log (1/E) sum_e p_e(s|theta)  -  a relu( spread / spread_0 - 1 )^2  -  b relu( h - h_0 )
 
     spread(theta, s)  standard deviation of log p_e(s|theta) over the members e
-    h(theta, s)       < log r(theta'|s) >_r - log r(theta|s), r a flow of theta given s fitted to the training set by
-                      forward KL: by how many nats the density of theta given s lies below its mean
+    h(theta, s)       g(s) - log r(theta|s), r a flow of theta given s fitted to the training set by forward KL, and g its
+                      mean log density at s, a regression: by how many nats that of theta lies below
 
 spread_0 and h_0 are quantiles of both over held-out simulations. Those are draws of p(theta, s), as are draws of an exact
 posterior: where q is the posterior, next to nothing is subtracted. An ELBO seeks out where p~ is too high; it is too high
@@ -30,8 +30,8 @@ from pipeline.likelihood_settings import LikelihoodSettings
 from simulators.priors import IndependentPrior, prior_of
 from simulators.protocol import Data, Simulator, pilot_of
 
-LEVEL_DRAWS = 64
-"""Draws of r that the mean of log r is taken over: it is off by an eighth of the spread of log r."""
+LEVEL_WIDTH = 32
+"""Of the network of g."""
 SUMMARY, CONTEXT, EMBEDDED, LOCATION, SCALE, LEVEL = "summary", "context", "embedded", "location", "scale", "level"
 
 
@@ -173,6 +173,9 @@ class LikelihoodNetwork(nn.Module):
             embedding=settings.summary.embedding.model_copy(update={"kind": "mlp"}),
             periodic=periodic,
         )
+        self.level = nn.Sequential(
+            nn.Linear(self.support.embedding.output, LEVEL_WIDTH), nn.SiLU(), nn.Linear(LEVEL_WIDTH, 1)
+        )
         self.register_buffer("spread_level", torch.tensor(torch.inf, dtype=torch.float64))
         self.register_buffer("depth_level", torch.tensor(torch.inf, dtype=torch.float64))
 
@@ -184,15 +187,13 @@ class LikelihoodNetwork(nn.Module):
         s = self.summary(numbers_of(self.shape.summary.kind, self.simulator, x))
         context = context_numbers(self.simulator, x)
         condition = self.support.condition(self.support_input(s, context, x))
-        stream = torch.Generator(s.device).manual_seed(0)
-        _, log_r = self.support.draw(condition, LEVEL_DRAWS, generator=stream, dtype=torch.float64)
         return {
             SUMMARY: s,
             CONTEXT: self.context(context).float(),
             EMBEDDED: condition.context,
             LOCATION: condition.location,
             SCALE: condition.scale,
-            LEVEL: log_r.mean(0),
+            LEVEL: self.level(condition.context)[:, 0].double(),
         }
 
     def support_input(self, s: Tensor, context: Tensor, x: Mapping[str, Tensor]) -> NetworkInput:

@@ -21,8 +21,8 @@ from pipeline.schema import STAGE, SUMMARY_HASH
 from pipeline.settings import CaseSettings
 from pipeline.stages.run import Run, begin, finish, need_same_settings
 from pipeline.stages.train import load_simulations
-from pipeline.store import read_safetensors, write_safetensors
-from pipeline.training.data import TrainingSet
+from pipeline.store import read_data, read_safetensors, write_safetensors
+from pipeline.training.data import TrainingSet, together, training_set
 from pipeline.training.likelihood import LEAST, Learner, set_levels
 from pipeline.training.maximum_likelihood import Fitted
 from simulators.protocol import Simulator
@@ -48,6 +48,8 @@ def likelihood(run: Run) -> Path:
     if key is None:
         return output
     held_out, training = load_simulations(run, run.simulator)
+    for path in run.added_simulations():
+        training = together(training, _added(run, path))
     count = min(WATCHED, len(held_out) // 2)
     watched, tested = held_out.rows(slice(count)), held_out.rows(slice(count, None))
     settings = run.case.likelihood
@@ -116,9 +118,16 @@ def diagnostics_of(path: Path) -> dict[str, Any]:
     return json.loads(header[DIAGNOSTICS]) | {SUMMARY_HASH: header[SUMMARY_HASH]}
 
 
+def _added(run: Run, path: Path) -> TrainingSet:
+    """Simulations of a round; where their theta came from does not matter to p(s|theta)."""
+    data = read_data(path, observables=run.simulator.observables, parameters=run.simulator.parameters)
+    assert data.theta is not None
+    return training_set(run.simulator, data.theta, data.x, prior=run.prior, proposal=run.prior, device=run.device)
+
+
 def _given_summary(run: Run) -> Summary | None:
     """The summary of another model, where the settings name its file."""
-    path = run.case.likelihood.summary.file
+    path = run.case.likelihood.summary.file or run.first_summary()
     if path is None:
         return None
     summary = load_likelihood(path, run.simulator).network.summary.to(run.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,12 @@ class Run:
     Attributes:
         case: its settings.
         folder: where its files are.
+        round: of a case that learns its likelihood in rounds, which one this is; 0: the run as it ends.
     """
 
     case: CaseSettings
     folder: Path
+    round: int = 0
 
     @cached_property
     def simulator(self) -> Simulator:
@@ -130,8 +132,13 @@ class Run:
 
     def likelihood_inputs(self) -> dict[str, Path]:
         """Files from which stage `likelihood` learns."""
-        given = self.case.likelihood.summary.file
-        return {"simulations": self.input("simulate")} | ({} if given is None else {"summary": given})
+        given = self.case.likelihood.summary.file or self.first_summary()
+        added = {f"simulations of round {i}": path for i, path in enumerate(self.added_simulations(), 1)}
+        return {"simulations": self.input("simulate")} | ({} if given is None else {"summary": given}) | added
+
+    def first_summary(self) -> Path | None:
+        """The likelihood of the first round, whose summary all others share; None where this is the first."""
+        return replace(self, round=1).output("likelihood") if self.added_simulations() else None
 
     @cached_property
     def phases(self) -> tuple[PhaseSettings, ...]:
@@ -149,7 +156,18 @@ class Run:
 
     def output(self, stage: str) -> Path:
         """Final path of a stage's output."""
+        if self.round and stage in ("likelihood", "train", "infer"):
+            return self.folder / "rounds" / str(self.round) / OUTPUTS[stage]
         return self.folder / OUTPUTS[stage]
+
+    def round_simulations(self, number: int) -> Path:
+        """Where the simulations are that round `number` has added."""
+        return self.folder / "rounds" / str(number) / OUTPUTS["simulate"]
+
+    def added_simulations(self) -> tuple[Path, ...]:
+        """Those of the rounds before this one."""
+        last = self.round or self.case.rounds
+        return tuple(p for p in map(self.round_simulations, range(1, last)) if p.is_file())
 
     def input(self, stage: str) -> Path:
         """Output of an earlier stage.

@@ -46,6 +46,16 @@ class TrainingSet:
         return StoredBatches(self, batch, seed=seed, stage=stage)
 
 
+def together(one: TrainingSet, other: TrainingSet) -> TrainingSet:
+    """The simulations of both."""
+    return TrainingSet(
+        torch.cat([one.theta, other.theta]),
+        {k: torch.cat([v, other.x[k]]) for k, v in one.x.items()},
+        NetworkInput(*(torch.cat(pair) for pair in zip(one.inputs, other.inputs, strict=True))),
+        torch.cat([one.log_importance, other.log_importance]),
+    )
+
+
 class Batches(Protocol):
     """Training pairs of every step."""
 

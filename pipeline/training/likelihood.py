@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from simulators.protocol import Simulator, feature_shape
 
 BLOCK = 16_384
 """Simulations whose summary is computed at once."""
+LEVEL_STEPS = 1_500
 LEAST = 20
 """Held-out simulations for early stopping, and as many for the levels of the guard, at least."""
 
@@ -185,7 +187,7 @@ class Learner:
             for data, i in ((self.training, inputs), (self.watched, watched_inputs))
         ]
         network.support.standardize(self.training.theta, inputs)
-        return fit(
+        fitted = fit(
             network.support,
             lambda n, rows, _: _forward_kl(n, sets[0].rows(rows)),
             lambda n: float(-_forward_kl(n, sets[1])),
@@ -195,6 +197,31 @@ class Learner:
             purpose="support",
             device=self.device,
             advance=self.advance,
+        )
+        self._fit_level(network, sets)
+        return fitted
+
+    def _fit_level(self, network: LikelihoodNetwork, sets: list[TrainingSet]) -> None:
+        """g(s), the mean of log r over theta: regressed on the simulations' own theta, each a draw given its s."""
+        (context, log_r), (watched_context, watched_log_r) = (
+            (network.support.condition(data.inputs).context, _each_in_blocks(network, data)) for data in sets
+        )
+
+        def mean(n: Any, contexts: Tensor, values: Tensor) -> Tensor:
+            return nn.functional.smooth_l1_loss(n(contexts)[:, 0], values)
+
+        few = self.settings.model_copy(update={"steps": min(self.settings.steps, LEVEL_STEPS), "weight_decay": 0.0})
+        with torch.no_grad():
+            network.level[-1].bias.fill_(float(log_r.median()))  # pyright: ignore[reportCallIssue]
+        fit(
+            network.level,
+            lambda n, rows, _: mean(n, context[rows], log_r[rows]),
+            lambda n: -float(mean(n, watched_context, watched_log_r)),
+            rows=len(context),
+            settings=few,
+            seed=self.seed,
+            purpose="level",
+            device=self.device,
         )
 
     def _fit_member(
@@ -215,7 +242,10 @@ class Learner:
         if self.settings.estimator == "sbi_nle":
             from pipeline.training.sbi_nle import train_nle
 
-            return train_nle(member, summary, training, held_out, seed=derived_seed(self.seed, "sbi-nle", index))
+            conditions = torch.cat([training.theta, training.context], dim=1)
+            most = math.ceil(self.settings.steps * self.settings.batch / len(training.s))
+            seed = derived_seed(self.seed, "sbi-nle", index)
+            return train_nle(member, summary, conditions, training.s, held_out, seed=seed, most_epochs=most)
         return fit(
             member,
             lambda m, rows, stream: -mean(m, training, rows, stream),
@@ -238,6 +268,14 @@ class Learner:
 def _forward_kl(network: Any, rows: TrainingSet) -> Tensor:
     """-<log r(theta given x)> of the true theta."""
     return -network.log_q(rows.theta, network.condition(rows.inputs)).mean()
+
+
+@torch.no_grad()
+def _each_in_blocks(network: LikelihoodNetwork, data: TrainingSet) -> Tensor:
+    """log r(theta given s) of each simulation, (N,), float32."""
+    support = network.support
+    log_r = _in_blocks(lambda rows: support.log_q(rows.theta, support.condition(rows.inputs)), data)
+    return log_r.float()
 
 
 @torch.no_grad()
