@@ -155,12 +155,16 @@ def _number_or_text(text: str) -> float | str:
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
-    """Make the file paths of a case absolute: observation, simulator.path, ingest.arrays, and options that name files."""
+    """Make the file paths of a case absolute: observation, simulator.path, ingest.arrays, likelihood.summary.file, options that name files."""
     if isinstance(values.get("observation"), str):
         values["observation"] = _resolve_file(values["observation"], folder)
     ingest = values.get("ingest")
     if isinstance(ingest, dict) and isinstance(ingest.get("arrays"), dict):
         ingest["arrays"] = {k: str(folder / v) if isinstance(v, str) else v for k, v in ingest["arrays"].items()}
+    likelihood: Any = values.get("likelihood")
+    summary = likelihood.get("summary") if isinstance(likelihood, dict) else None
+    if isinstance(summary, dict) and isinstance(summary.get("file"), str):
+        summary["file"] = str((folder / summary["file"]).resolve())
     simulator = values.get("simulator")
     if isinstance(simulator, dict):
         if isinstance(simulator.get("path"), str):

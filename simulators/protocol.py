@@ -69,6 +69,8 @@ class Observable:
         error: the context observable that is this one's 1-sigma error, or its covariance, if any.
         present: the context observable that is 1 where this one's numbers are there and 0 where they are absent, if any.
         scale: of an axis in plots.
+        discrete: whole numbers, some or all of them: counts have no density, and a learned likelihood treats them
+            as such.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Observable:
     error: str | None = None
     present: str | None = None
     scale: Literal["linear", "log"] = "linear"
+    discrete: bool = False
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -122,6 +125,9 @@ class Simulator(Protocol):
       some rows failed, where that is known (`simulators.per_draw`, `simulators.external_program`). A failed
       simulation is a row with NaN, with or without a reason.
     - `batch: int`: simulations that stage `simulate` asks for at once; small for a simulator that takes seconds a draw.
+    - `reduced(x) -> Data`: what `log_likelihood` needs of x, computed once where x stays the same for many theta.
+    - `trust(theta, x) -> dict[str, Tensor]`: of a learned likelihood: numbers of the certificate that say how far it is
+      to be trusted at equally weighted draws theta (L, N, D), (N,) each.
     - `read_observation(path) -> tuple[Data, list[str]]`: an observed file of this kind as x of N rows
       and their N identifiers.
     """
@@ -183,6 +189,18 @@ def log_likelihood(simulator: Simulator, theta: Tensor, x: Mapping[str, Tensor])
     if density is None:
         raise ValueError(f"simulator {simulator.name!r} has no log_likelihood")
     return density(theta, x)
+
+
+def likelihood_data(simulator: Simulator, x: Data) -> Data:
+    """What `log_likelihood` needs of x: x itself, or less where the simulator says so."""
+    reduced = _optional(simulator, "reduced")
+    return x if reduced is None else reduced(x)
+
+
+def likelihood_trust(simulator: Simulator, theta: Tensor, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """How far a learned likelihood is to be trusted at draws theta (L, N, D), (N,) each; nothing for the simulator's own."""
+    trust = _optional(simulator, "trust")
+    return {} if trust is None else trust(theta, x)
 
 
 def data_observables(simulator: Simulator) -> tuple[Observable, ...]:

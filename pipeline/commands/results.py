@@ -68,8 +68,8 @@ def evidence_command(
     """Log evidences of the same observations under several models, and log Bayes factors against the first.
 
     All files must be of the same data in the same units, which is checked. An evidence depends on the prior: a
-    parameter whose prior is ten times wider than the posterior needs costs its model up to 2.3 nats. Files made
-    with a learned likelihood are not comparable. Errors are those of the importance sampling, in quadrature.
+    parameter whose prior is ten times wider than the posterior needs costs its model up to 2.3 nats. With a
+    learned likelihood both must have the same summary (likelihood.summary.file). Errors are added in quadrature.
 
     Example: elboscope evidence runs/one_planet/inference.h5 runs/two_planets/inference.h5
     """

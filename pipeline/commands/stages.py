@@ -21,6 +21,7 @@ PartOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
+    _stage_command(app, "likelihood", "Learn p(x | theta) from the simulations, where the simulator has no likelihood.")
     _stage_command(app, "train", "Train the normalizing flow on the ELBO; a killed run continues.")
     _divisible_command(app, "validate", "Calibration on held-out simulations: SBC ranks and TARP coverage.")
     _divisible_command(app, "compare", "emcee and nautilus on the same likelihood and prior.")

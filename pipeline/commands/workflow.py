@@ -55,6 +55,10 @@ def run_command(
     from pipeline.workflow.receipt import is_finished, write_receipt
 
     site = None if profile is None else load_profile(profile)
+    if site is not None and case.rounds > 1:
+        raise InputError(
+            "rounds: what a round simulates depends on the one before it: run it on one machine, or set rounds: 1"
+        )
     report = folder / "report.html"
     if is_finished(case, folder):
         typer.echo(f"nothing has changed since all stages were done; report: {report}")
@@ -79,6 +83,11 @@ def _here(run: Run) -> None:
     from pipeline.workflow.drive import write_case
 
     write_case(run.case, run.folder)
+    if run.case.rounds > 1:
+        from pipeline.stages.rounds import learn_in_rounds
+
+        perform("simulate", run)
+        learn_in_rounds(run)
     for stage in run.stages:
         perform(stage, run)
 

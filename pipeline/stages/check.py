@@ -47,7 +47,9 @@ def check(run: Run) -> None:
                 f"simulator {simulator.name!r}: log_likelihood gave shape {tuple(values.shape)} or NaN, expected ({ROWS},)"
             )
         console.print(f"log_likelihood of simulations: {float(values.min()):.1f} to {float(values.max()):.1f}")
-    else:
+    if run.learns_likelihood:
+        console.print(f"the likelihood is learned from {run.case.simulate.count} simulations: stage likelihood")
+    elif not has_likelihood(simulator):
         console.print("no log_likelihood: objective forward_kl only, and no certificates")
         for phase in (p for p in run.phases if p.needs_likelihood):
             raise InputError(

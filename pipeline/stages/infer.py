@@ -17,6 +17,7 @@ import torch
 from rich.table import Table
 
 from pipeline.errors import InputError
+from pipeline.estimators.learned_likelihood import attributes_of
 from pipeline.estimators.posterior import Posterior, load_posterior
 from pipeline.progress import console, progress_bar
 from pipeline.schema import PREDICTIVE, STAGE, VERDICTS
@@ -120,13 +121,14 @@ class _Job:
 
     def run(self, attributes: Callable[[], Mapping[str, Any]], share: Share | None = None) -> None:
         """Write the output, or the parts of one share of it; `attributes()` gives its root attributes once all is done."""
+        learned = attributes_of(self.posterior.simulator)
         total, rows = len(self.catalogue), rows_of_a_part(self.settings, len(self.posterior.parameters))
         starts = range(0, total, rows)
         parts = Parts(self.output, "infer", self.key, tuple(f"{s} to {min(s + rows, total)}" for s in starts))
         with progress_bar("infer", total) as advance:
             if len(starts) == 1:
                 if share is None:  # a single part is the whole
-                    self._write(self.output, 0, total, attributes())
+                    self._write(self.output, 0, total, {**attributes(), **learned})
                     advance(total)
                 return
             for i, missing in parts.mine(share):
@@ -135,7 +137,7 @@ class _Job:
                     self._write(parts.paths[i], starts[i], stop, parts.attributes(i))
                 advance(stop - starts[i])
         if share is None:
-            join_parts(parts.paths, self.output, attributes())
+            join_parts(parts.paths, self.output, {**attributes(), **learned})
             parts.remove()
 
     def _write(self, path: Path, start: int, stop: int, attributes: Mapping[str, Any]) -> None:
@@ -188,8 +190,17 @@ def print_certificates(path: Path) -> None:
                 console.print(f"{identifier}: ELBO {group['elbo'][n]:.3f} = {terms} nats")
             if note or verdicts[n] == "failed":
                 console.print(f"{identifier}: {verdicts[n]}: {VERDICTS[verdicts[n]]}. {note}")
+            if group["surrogate_spread"][n] == group["surrogate_spread"][n]:
+                console.print(f"{identifier}: {_of_the_surrogate(group, n)}")
             if atypical[n]:
                 console.print(f"{identifier}: atypical: {_why_atypical(group, n)}")
+
+
+def _of_the_surrogate(group: Any, n: int) -> str:
+    """How far the learned likelihood is to be trusted."""
+    names = ("surrogate_error", "surrogate_spread", "surrogate_outside")
+    error, spread, outside = (float(group[name][n]) for name in names)
+    return f"learned likelihood: its networks differ by {error:.3f} nats in log evidence, {spread:.3f} nats a draw; {100 * outside:.1f} % of draws outside what was simulated"
 
 
 def _why_atypical(group: Any, n: int) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,10 @@ from pipeline.training.auto import schedule
 from simulators.priors import prior_of, proposal_of
 from simulators.protocol import Simulator, has_likelihood, read_observation
 
-STAGES = ("simulate", "train", "infer", "validate", "compare", "report")
+STAGES = ("simulate", "likelihood", "train", "infer", "validate", "compare", "report")
 OUTPUTS = {
     "simulate": "simulations.h5",
+    "likelihood": "likelihood.safetensors",
     "train": "posterior.safetensors",
     "infer": "inference.h5",
     "validate": "validation.h5",
@@ -52,11 +53,12 @@ OUTPUTS = {
 }
 READS: dict[str, tuple[str, ...]] = {
     "simulate": (),
-    "train": ("simulate",),
-    "infer": ("train",),
-    "validate": ("simulate", "train"),
-    "compare": ("infer",),
-    "report": ("train", "infer", "validate", "compare"),
+    "likelihood": ("simulate",),
+    "train": ("simulate", "likelihood"),
+    "infer": ("train", "likelihood"),
+    "validate": ("simulate", "train", "likelihood"),
+    "compare": ("infer", "likelihood"),
+    "report": ("likelihood", "train", "infer", "validate", "compare"),
 }
 """Outputs of other stages that must stay as they are while a stage runs."""
 
@@ -68,10 +70,12 @@ class Run:
     Attributes:
         case: its settings.
         folder: where its files are.
+        round: of a case that learns its likelihood in rounds, which one this is; 0: the run as it ends.
     """
 
     case: CaseSettings
     folder: Path
+    round: int = 0
 
     @cached_property
     def simulator(self) -> Simulator:
@@ -108,15 +112,55 @@ class Run:
     @property
     def stages(self) -> tuple[str, ...]:
         """What `run` does: without an observation or a likelihood there is nothing to infer or compare."""
-        certified = self.case.observation is not None and has_likelihood(self.simulator)
-        return STAGES if certified else tuple(s for s in STAGES if s not in ("infer", "compare"))
+        certified = self.case.observation is not None and self.has_likelihood
+        unused = () if certified else ("infer", "compare")
+        unused += () if self.learns_likelihood else ("likelihood",)
+        return tuple(s for s in STAGES if s not in unused)
+
+    @property
+    def learns_likelihood(self) -> bool:
+        """Whether stage `likelihood` learns one: the simulator has none, or the case hides it."""
+        when = self.case.likelihood.when
+        return when == "always" or (when == "auto" and not has_likelihood(self.simulator))
+
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether later stages have a likelihood: the simulator's own, or a learned one."""
+        return self.learns_likelihood or has_likelihood(self.simulator)
+
+    @cached_property
+    def model(self) -> Simulator:
+        """The physics model with the likelihood that later stages use: its own, or the learned one.
+
+        Raises:
+            InputError: it has not been learned yet, or with other settings.
+        """
+        if not self.learns_likelihood:
+            return self.simulator
+        from pipeline.stages.likelihood import load_likelihood
+
+        path = self.input("likelihood")
+        need_same_settings(self, path, "likelihood")
+        learned = load_likelihood(path, self.simulator)
+        learned.network.to(self.device)
+        return learned
+
+    def likelihood_inputs(self) -> dict[str, Path]:
+        """Files from which stage `likelihood` learns."""
+        given = self.case.likelihood.summary.file or self.first_summary()
+        added = {f"simulations of round {i}": path for i, path in enumerate(self.added_simulations(), 1)}
+        return {"simulations": self.input("simulate")} | ({} if given is None else {"summary": given}) | added
+
+    def first_summary(self) -> Path | None:
+        """The likelihood of the first round, whose summary all others share; None where this is the first."""
+        return replace(self, round=1).output("likelihood") if self.added_simulations() else None
 
     @cached_property
     def phases(self) -> tuple[PhaseSettings, ...]:
         """The training schedule, chosen where the case gives none."""
         return schedule(
             self.case.train,
-            has_likelihood=has_likelihood(self.simulator),
+            has_likelihood=self.has_likelihood,
             simulations=self.case.simulate.count,
             from_prior=not self.case.simulate.proposal,
         )
@@ -128,7 +172,18 @@ class Run:
 
     def output(self, stage: str) -> Path:
         """Final path of a stage's output."""
+        if self.round and stage in ("likelihood", "train", "infer"):
+            return self.folder / "rounds" / str(self.round) / OUTPUTS[stage]
         return self.folder / OUTPUTS[stage]
+
+    def round_simulations(self, number: int) -> Path:
+        """Where the simulations are that round `number` has added."""
+        return self.folder / "rounds" / str(number) / OUTPUTS["simulate"]
+
+    def added_simulations(self) -> tuple[Path, ...]:
+        """Those of the rounds before this one."""
+        last = self.round or self.case.rounds
+        return tuple(p for p in map(self.round_simulations, range(1, last)) if p.is_file())
 
     def input(self, stage: str) -> Path:
         """Output of an earlier stage.
@@ -171,10 +226,10 @@ class Run:
         return values
 
     def need_likelihood(self, stage: str) -> None:
-        """Raise InputError if the simulator has no tractable likelihood."""
-        if not has_likelihood(self.simulator):
+        """Raise InputError if there is neither a tractable likelihood nor a learned one."""
+        if not self.has_likelihood:
             raise InputError(
-                f"{stage}: simulator {self.simulator.name!r} has no log_likelihood, which this stage needs"
+                f"{stage}: simulator {self.simulator.name!r} has no log_likelihood, which this stage needs; set likelihood.when: auto to learn one"
             )
 
 

@@ -118,7 +118,7 @@ def _deliver(run: Run, posterior: Posterior, data: DataSet, parts: Parts, share:
             if missing:
                 x = posterior.data(rows.x)
                 stream = generator(run.case.seed, "validate", block, device=run.device)
-                if has_likelihood(run.simulator):
+                if has_likelihood(posterior.simulator):
                     draws = _weighted_draws(run, posterior, x, stream)
                 else:
                     theta, _ = posterior.sample_and_log_prob((settings.draws,), x, generator=stream)
