@@ -76,7 +76,6 @@ def write_data(
         failed, failures: reason codes of all rows; and in words, of the rows that have them.
         compression: of x, theta and reason codes: none, zstd or blosc2.
     """
-
     text: Callable[[Any], Any] = checked_text if checked else lambda value: value
 
     def fill(file: h5py.File) -> None:
