@@ -31,7 +31,8 @@ def link(path: Path, shards: Sequence[Shard], *, key: str, attributes: Mapping[s
     for shard in shards:
         with open_hdf5(folder / shard.name) as file:
             if int(np.asarray(file.attrs[FAILED_COUNT])):
-                codes.update(c for c in file["failed"][:].tolist() if c)  # pyright: ignore[reportIndexIssue]
+                failed: Any = file["failed"]
+                codes.update(c for c in failed[...].tolist() if c)
     words = [f"{n} {FailureCode(c).words}" for c, n in codes.most_common()]
     own = {SHARD_KEY: key, SHARDS: len(shards), FAILED_COUNT: codes.total(), FAILURES: ", ".join(words)}
     write_hdf5(path, lambda file: _fill(file, folder, shards), dict(attributes) | own)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import InputError
@@ -78,7 +78,7 @@ def _plan(run: Run) -> tuple[Shard, ...]:
     return plan((settings.held_out + settings.count, *_added(run)), settings.shard)
 
 
-def _relevant(run: Run) -> dict[str, object]:
+def _relevant(run: Run) -> Mapping[str, object]:
     """What `simulations.h5` is made from: settings, and the rows that were added in this folder."""
     added = _added(run)
     return run.relevant("seed", "simulator", "simulate") | ({"added": added} if added else {})
