@@ -10,6 +10,7 @@ workers      A simulator of about 1 ms of CPU a draw, 1 against 2 workers, whole
 overhead     Seconds of the stage beyond drawing theta and calling the simulator in a bare loop, for each draw, batches of
              1,024, 5 numbers in theta, 32 in x.
 compression  Shards of K2-24 simulations: size, write and read.
+chunks       Bytes a chunk, from the page cache: what a checksum covers, and what is read for one row.
 files        What the stage does for every shard but simulate it: link, and find that all is up to date.
 
 The sides take turns in one run; figures are medians over rounds. Rows go to benchmarks/results/simulations.csv.
@@ -246,6 +247,36 @@ def compression(folder: Path, repeat: int) -> list[dict[str, object]]:
     return rows
 
 
+def chunks(folder: Path, repeat: int) -> list[dict[str, object]]:
+    """A shard of 1,000 numbers a row by bytes a chunk: write, read all of it, read 100 rows far from each other."""
+    x = torch.randn(ROWS, 1_000, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).numpy()
+    far = np.sort(np.random.default_rng(1).choice(ROWS, 100, replace=False))
+    sizes = [1 << 16, 1 << 18, 1 << 20, 1 << 22]
+
+    def write_size(size: int) -> None:
+        path = folder / f"{size}.h5"
+        path.unlink(missing_ok=True)
+        with h5py.File(path, "w", libver=("v110", "v112")) as file:
+            file.create_dataset("x", data=x, chunks=(size // 8_000, 1_000), fletcher32=True)
+
+    def read_size(size: int, rows: object) -> None:
+        with open_hdf5(folder / f"{size}.h5") as file:
+            file["x"][rows]  # pyright: ignore[reportIndexIssue]
+
+    writes = in_turns({str(s): lambda s=s: write_size(s) for s in sizes}, repeat)
+    reads = in_turns({str(s): lambda s=s: read_size(s, slice(None)) for s in sizes}, repeat)
+    scattered = in_turns({str(s): lambda s=s: read_size(s, far) for s in sizes}, repeat)
+    rows = []
+    for size in sizes:
+        what, name = f"{size >> 10} KiB", str(size)
+        rows += [
+            row("chunks", f"{what}: write", x.nbytes / 1e6 / statistics.median(writes[name]), "MB/s"),
+            row("chunks", f"{what}: read", x.nbytes / 1e6 / statistics.median(reads[name]), "MB/s"),
+            row("chunks", f"{what}: one of 100 rows", statistics.median(scattered[name]) * 1e4, "us"),
+        ]
+    return rows
+
+
 def files(folder: Path, repeat: int) -> list[dict[str, object]]:
     """Milliseconds a shard of what is not simulating."""
     count = 1_000
@@ -285,7 +316,14 @@ def files(folder: Path, repeat: int) -> list[dict[str, object]]:
     ]
 
 
-PARTS = {"write": write, "workers": workers, "overhead": overhead, "compression": compression, "files": files}
+PARTS = {
+    "write": write,
+    "workers": workers,
+    "overhead": overhead,
+    "compression": compression,
+    "chunks": chunks,
+    "files": files,
+}
 
 
 def main() -> None:
