@@ -110,7 +110,7 @@ def _acquire(path: Path, own: Holder) -> bool:
             return True
         path.unlink(missing_ok=True)
         if attempt < ATTEMPTS:
-            time.sleep(random.uniform(0.05, 0.3) * attempt)  # noqa: S311
+            time.sleep(random.uniform(0.05, 0.3) * attempt)
     assert other is not None
     raise InputError(
         f"{path.parent.parent}: {other.stage} is running there, in process {other.pid} on {other.host} since {other.since}: "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import resource
 import shutil
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import load_case
+from pipeline.errors import InputError
 from pipeline.stages.link import forget_what_lost_its_shards, linked_shards
 from pipeline.stages.run import Run
 from pipeline.stages.simulate import simulate
@@ -62,3 +65,17 @@ def test_shards_behind_it_are_read_without_a_lock(run: Run) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         data = read_data(output, observables=run.simulator.observables, parameters=run.simulator.parameters)
     assert len(data) == 600
+
+
+def test_more_shards_than_files_may_be_open(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda which, limit: limits.append(limit))
+    read = partial(read_data, run.output("simulate"), observables=run.simulator.observables)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (200, 5_000))
+    assert len(read()) == 600
+    assert limits == [(259, 5_000)]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (200, 250))
+    with pytest.raises(
+        InputError, match="has 3 shards, and this process may open 250 files at once: raise `ulimit -n`"
+    ):
+        read()
