@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.stages.shard import FAILED_COUNT, FOLDER, Shard
+from pipeline.stages.shard import FAILED_COUNT, FOLDER, Shard, ShardReport
 from pipeline.store import as_text, open_hdf5, read_key, write_hdf5
 from simulators.failures import FailureCode
 
@@ -100,15 +100,19 @@ def forget_what_lost_its_shards(path: Path) -> None:
         path.unlink()
 
 
-def need_all(shards: Sequence[Shard], report_of: Callable[[Shard], object | None], folder: Path) -> None:
-    """Refuse a set with missing shards.
+def need_all(
+    shards: Sequence[Shard], report_of: Callable[[Shard], ShardReport | None], folder: Path
+) -> list[ShardReport]:
+    """Reports of a complete set.
 
     Raises:
-        InputError: says which are missing.
+        InputError: says which shards are missing.
     """
-    missing = [s for s in shards if report_of(s) is None]
+    reports = [report_of(s) for s in shards]
+    missing = [s.name for s, report in zip(shards, reports, strict=True) if report is None]
     if missing:
-        names = ", ".join(s.name for s in missing[:8]) + (", ..." if len(missing) > 8 else "")
+        names = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
         raise InputError(
             f"{folder}: {len(missing)} of {len(shards)} shards are missing or of other settings ({names}): run `elboscope simulate` or its --shard I/N"
         )
+    return [r for r in reports if r is not None]
