@@ -99,7 +99,8 @@ def _acquire(path: Path, own: Holder) -> bool:
 
     Where a small file cannot be written (an archive, a full disk), the stage says so itself if it has anything to write.
     """
-    for attempt in range(ATTEMPTS):
+    other = None
+    for attempt in range(1, ATTEMPTS + 1):
         try:
             _announce(path, own)
         except InputError:
@@ -108,8 +109,9 @@ def _acquire(path: Path, own: Holder) -> bool:
         if other is None:
             return True
         path.unlink(missing_ok=True)
-        if attempt < ATTEMPTS - 1:
-            time.sleep(random.uniform(0.05, 0.3) * (attempt + 1))
+        if attempt < ATTEMPTS:
+            time.sleep(random.uniform(0.05, 0.3) * attempt)
+    assert other is not None
     raise InputError(
         f"{path.parent.parent}: {other.stage} is running there, in process {other.pid} on {other.host} since {other.since}: "
         "wait for it, stop it, or use another --run-dir"

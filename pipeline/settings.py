@@ -34,18 +34,12 @@ class SimulateSettings(Settings):
     )
     batch: Positive | None = Field(
         default=None,
-        description="simulations asked for at once, which bounds memory and the time to a stop; part of the content; default: the simulator's own `batch`, or 16384",
+        description="simulations asked for at once; bounds memory; part of the content; default: the simulator's own `batch`, or 16384",
     )
-    workers: Positive | None = Field(
-        default=None,
-        description="processes that make shards; default: one a core where the simulator runs on the CPU and there is enough to do",
-    )
-    most_failed: Fraction = Field(
-        default=0.1,
-        description="share of failed simulations from which the stage is refused; failed ones are never trained on",
-    )
+    workers: Positive | None = Field(default=None, description="processes; default: one a core for long work on CPUs")
+    most_failed: Fraction = Field(default=0.1, description="share of failed simulations above which they are refused")
     compression: Literal["none", "zstd", "blosc2"] = Field(
-        default="none", description="of shards, lossless; other than none needs the package hdf5plugin, for reading too"
+        default="none", description="of shards, lossless; zstd and blosc2 need the package hdf5plugin, for reading too"
     )
     execution_only = frozenset({"workers", "most_failed", "compression"})
 
@@ -418,10 +412,7 @@ class CaseSettings(Settings):
     def content(self, *include: str) -> dict[str, Any]:
         """`dump` without settings that are execution-only."""
         values = self.dump(*include)
-        for name, field in type(self).model_fields.items():
-            block = getattr(self, name)
-            if isinstance(block, Settings) and (field.alias or name) in values:
-                values[field.alias or name] = {
-                    k: v for k, v in values[field.alias or name].items() if k not in block.execution_only
-                }
+        for name, block in ((f.alias or n, getattr(self, n)) for n, f in type(self).model_fields.items()):
+            if isinstance(block, Settings) and name in values:
+                values[name] = {k: v for k, v in values[name].items() if k not in block.execution_only}
         return values

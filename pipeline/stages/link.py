@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.stages.shard import FAILED_COUNT, FOLDER, Shard
+from pipeline.stages.shard import FAILED_COUNT, FOLDER, Shard, ShardReport
 from pipeline.store import as_text, open_hdf5, read_key, write_hdf5
 from simulators.failures import FailureCode
 
@@ -31,7 +31,8 @@ def link(path: Path, shards: Sequence[Shard], *, key: str, attributes: Mapping[s
     for shard in shards:
         with open_hdf5(folder / shard.name) as file:
             if int(np.asarray(file.attrs[FAILED_COUNT])):
-                codes.update(c for c in file["failed"][:].tolist() if c)  # pyright: ignore[reportIndexIssue]
+                failed: Any = file["failed"]
+                codes.update(c for c in failed[...].tolist() if c)
     words = [f"{n} {FailureCode(c).words}" for c, n in codes.most_common()]
     own = {SHARD_KEY: key, SHARDS: len(shards), FAILED_COUNT: codes.total(), FAILURES: ", ".join(words)}
     write_hdf5(path, lambda file: _fill(file, folder, shards), dict(attributes) | own)
@@ -99,15 +100,19 @@ def forget_what_lost_its_shards(path: Path) -> None:
         path.unlink()
 
 
-def need_all(shards: Sequence[Shard], report_of: Callable[[Shard], object | None], folder: Path) -> None:
-    """Refuse a set with missing shards.
+def need_all(
+    shards: Sequence[Shard], report_of: Callable[[Shard], ShardReport | None], folder: Path
+) -> list[ShardReport]:
+    """Reports of a complete set.
 
     Raises:
-        InputError: says which are missing.
+        InputError: says which shards are missing.
     """
-    missing = [s for s in shards if report_of(s) is None]
+    reports = [report_of(s) for s in shards]
+    missing = [s.name for s, report in zip(shards, reports, strict=True) if report is None]
     if missing:
-        names = ", ".join(s.name for s in missing[:8]) + (", ..." if len(missing) > 8 else "")
+        names = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
         raise InputError(
             f"{folder}: {len(missing)} of {len(shards)} shards are missing or of other settings ({names}): run `elboscope simulate` or its --shard I/N"
         )
+    return [r for r in reports if r is not None]

@@ -18,7 +18,7 @@ from pipeline.stages.run import Run
 from pipeline.store import as_text, content_key, open_hdf5, write_data
 from simulators.failures import Failure, FailureCode
 from simulators.priors import sample
-from simulators.protocol import Data, simulate_with_reasons
+from simulators.protocol import Data, Observable, Simulator, simulate_with_reasons
 
 VERSION = 2
 FOLDER = "simulations"
@@ -117,7 +117,7 @@ def make_shard(run: Run, shard: Shard, key: str, *, advance: Callable[[int], Non
     if not failed:
         return ShardReport(shard, 0)
     row = int((rows.failed != 0).nonzero()[0, 0])
-    return ShardReport(shard, failed, f"{rows.reasons[row]}, at theta = ({_numbers(rows.theta[row])})")
+    return ShardReport(shard, failed, f"{rows.reasons[row]}, at theta = ({numbers(rows.theta[row])})")
 
 
 def simulate_rows(run: Run, shard: Shard, *, advance: Callable[[int], None]) -> Simulated:
@@ -134,8 +134,8 @@ def simulate_rows(run: Run, shard: Shard, *, advance: Callable[[int], None]) -> 
     for start in range(0, shard.rows, batch):
         some = theta[start : start + batch]
         x, failures = simulate_with_reasons(run.simulator, some, generator=stream)
-        x = {o.name: _checked(run, x, o.name, (len(some), *o.shape)) for o in run.simulator.observables}
-        failures = failures | _not_finite(x, known=failures)
+        x = {o.name: checked(run.simulator, x, o, len(some)) for o in run.simulator.observables}
+        failures = failures | not_finite(x, known=failures)
         for row, failure in failures.items():
             failed[start + row], reasons[start + row] = failure.code, failure.reason
         parts.append(_without(x, sorted(failures)) if failures else x)
@@ -144,14 +144,22 @@ def simulate_rows(run: Run, shard: Shard, *, advance: Callable[[int], None]) -> 
     return Simulated(theta, x, failed, dict(sorted(reasons.items())))
 
 
-def _checked(run: Run, x: Data, name: str, shape: tuple[int, ...]) -> Tensor:
-    if name not in x or tuple(x[name].shape) != shape:
-        got = tuple(x[name].shape) if name in x else "nothing"
-        raise InputError(f"simulator {run.simulator.name!r}: simulate gave {got} for {name!r}, expected {shape}")
-    return x[name]
+def checked(simulator: Simulator, x: Data, observable: Observable, rows: int) -> Tensor:
+    """One observable of what a simulator gave.
+
+    Raises:
+        InputError: it is missing, or of another shape than declared.
+    """
+    expected = (rows, *observable.shape)
+    if observable.name not in x or tuple(x[observable.name].shape) != expected:
+        got = tuple(x[observable.name].shape) if observable.name in x else "nothing"
+        raise InputError(
+            f"simulator {simulator.name!r}: simulate gave {got} for {observable.name!r}, expected {expected}"
+        )
+    return x[observable.name]
 
 
-def _not_finite(x: Data, *, known: dict[int, Failure]) -> dict[int, Failure]:
+def not_finite(x: Data, *, known: dict[int, Failure]) -> dict[int, Failure]:
     """Rows with NaN or infinite data, but those whose reason is known."""
     found: dict[int, Failure] = {}
     for name, values in x.items():
@@ -168,7 +176,8 @@ def _without(x: Data, rows: list[int]) -> Data:
     return {k: v.double().index_fill(0, torch.tensor(rows, device=v.device), torch.nan) for k, v in x.items()}
 
 
-def _numbers(values: Tensor) -> str:
+def numbers(values: Tensor) -> str:
+    """Theta in a message."""
     return ", ".join(f"{v:.6g}" for v in values.tolist())
 
 

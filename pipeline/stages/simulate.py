@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.progress import Advance, console, progress_bar
@@ -58,9 +57,7 @@ def simulate(
     stage = begin(run, "simulate", VERSION, _relevant(run), {})
     if stage is None:
         return output
-    folder = run.folder / FOLDER
     if merge:
-        need_all(shards, lambda s: shard_report(folder / s.name, s, key), folder)
         return _link(run, stage, shards, key)
     if part is not None:
         mine = [s for s in shards if s.index % part[1] == part[0]]
@@ -79,7 +76,7 @@ def _plan(run: Run) -> tuple[Shard, ...]:
     return plan((settings.held_out + settings.count, *_added(run)), settings.shard)
 
 
-def _relevant(run: Run) -> dict[str, Any]:
+def _relevant(run: Run) -> Mapping[str, object]:
     """What `simulations.h5` is made from: settings, and the rows that were added in this folder."""
     added = _added(run)
     return run.relevant("seed", "simulator", "simulate") | ({"added": added} if added else {})
@@ -171,12 +168,13 @@ def _refusal(run: Run, failed: int, rows: int, first: str) -> str:
 
 
 def _link(run: Run, stage: StageKey, shards: Sequence[Shard], key: str) -> Path:
-    """Write the file over the shards, and delete what is no part of it."""
+    """Write the file over the shards, if all are there, and delete what is no part of it."""
     folder = run.folder / FOLDER
-    reports = [r for s in shards if (r := shard_report(folder / s.name, s, key)) is not None and r.failed]
+    reports = need_all(shards, lambda s: shard_report(folder / s.name, s, key), folder)
     failed, rows = sum(r.failed for r in reports), sum(s.rows for s in shards)
     if failed > run.case.simulate.most_failed * rows:
-        raise InputError(_refusal(run, failed, rows, f"see /failures of {folder / reports[0].shard.name}"))
+        first = next(r.shard.name for r in reports if r.failed)
+        raise InputError(_refusal(run, failed, rows, f"see /failures of {folder / first}"))
     names = {s.name for s in shards}
     for stale in [p for p in folder.glob("shard-*.h5") if p.name not in names] + list(folder.glob(".shard-*.tmp")):
         stale.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from pipeline.schema import SCHEMA, SCHEMA_VERSION
 from pipeline.store.hdf5 import as_text, checked_text, create_dataset, open_hdf5, write_hdf5
 from simulators.protocol import Data, Observable, Parameter
 from simulators.units import conversion_factor
+
+OTHER_OPEN_FILES = 256
+"""Left to everything else in the process."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,24 @@ def _check_virtual_sources(path: Path, file: h5py.File) -> None:
         raise InputError(
             f"{path}: {len(missing)} of its {len(sources)} shards are missing, the first {missing[0]}; run `elboscope simulate` again"
         )
+    _allow_open_files(path, len(sources))
+
+
+def _allow_open_files(path: Path, shards: int) -> None:
+    """HDF5 keeps every shard open while it reads across them: raise this process's limit as far as it may go."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = shards + OTHER_OPEN_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise InputError(
+            f"{path}: has {shards} shards, and this process may open {hard} files at once: raise `ulimit -n`, or make larger shards (simulate.shard)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _read_observable(
