@@ -121,7 +121,9 @@ def _execute(jobs: Jobs, profile: Profile, session: Path, *, at_a_time: int, det
                 snakefile=HERE / "Snakefile",
                 workdir=session,
             )
-            dag = workflow.dag(settings.DAGSettings(rerun_triggers=frozenset({RerunTrigger.MTIME})))
+            # the marks themselves, not a rule `all`: with immediate_submit Snakemake waits for ever for a job that it runs itself
+            targets = frozenset(jobs.stages)
+            dag = workflow.dag(settings.DAGSettings(targets=targets, rerun_triggers=frozenset({RerunTrigger.MTIME})))
             dag.execute_workflow(
                 executor="cluster-generic" if cluster else "local",
                 executor_settings=_executor_settings(profile, detach=detach) if cluster else None,

@@ -108,7 +108,7 @@ class Jobs:
             asked = self.stages[stage]
             tasks = max(1, asked.gpus)
             launch = self.launch.format(nodes=asked.nodes, tasks=tasks, cores=asked.cores)
-            argv = [*shlex.split(launch), *argv, "--devices", str(tasks), "--nodes", str(asked.nodes)]
+            argv = [*shlex.split(launch), *argv]  # `train` finds out from the launcher which process it is
         return argv
 
     def params(self, stage: str, part: int | None = None) -> dict[str, Any]:

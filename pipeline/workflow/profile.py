@@ -49,7 +49,7 @@ class Profile(BaseModel):
     jobs: Annotated[int, Field(gt=0)] = Field(default=50, description="jobs in the queue at a time")
     retries: Annotated[int, Field(ge=0)] = Field(default=3, description="of a failed job, each with twice the time")
     most_minutes: Annotated[int, Field(ge=0)] = Field(default=0, description="no retry asks for more; 0: no limit")
-    poll_seconds: Annotated[int, Field(gt=0)] = Field(default=5, description="between two looks at the queue")
+    poll_seconds: Annotated[int, Field(gt=0)] = Field(default=10, description="between two looks at the queue")
 
     def submit_command(self, *, detach: bool) -> str:
         """The submit command in Snakemake's placeholders; with `detach`, waiting for the jobs it depends on.

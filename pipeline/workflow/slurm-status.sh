@@ -1,9 +1,9 @@
 #!/bin/bash
-# slurm-status.sh JOB: prints running, success or failed. One squeue a few seconds for all jobs, whatever their number;
+# slurm-status.sh JOB: prints running, success or failed. At most one squeue in two seconds for all jobs, whatever their number;
 # needs no accounting. A controller that does not answer is no reason to give a job up: it counts as running.
 job=${1%%;*}
 list=squeue.txt
-if [ -z "$(find $list -newermt '-4 seconds' 2> /dev/null)" ]; then
+if [ -z "$(find $list -newermt '-2 seconds' 2> /dev/null)" ]; then
   squeue --noheader --states=all --user="$(id -un)" --format='%A %T %r' > $list.$$ 2> /dev/null && mv $list.$$ $list
   rm -f $list.$$
 fi

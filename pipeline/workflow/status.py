@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 from dataclasses import dataclass
@@ -45,8 +44,10 @@ def standings(run: Run, jobs: Jobs, queue: dict[str, tuple[str, str]]) -> list[S
             found.append(Standing(stage, "done", str(run.output(stage))))
             continue
         parts = range(jobs.stages[stage].parts) if jobs.is_divided(stage) else ()
-        of_jobs = [s for p in (*parts, None) if (s := _of_job(jobs, stage, p, queue)) is not None]
-        found += of_jobs or [Standing(stage, "to do", todo[stage].why)]
+        found += [s for p in parts if (s := _of_job(jobs, stage, p, queue)) is not None]
+        whole = _of_job(jobs, stage, None, queue)
+        # a job that ended well, and an output that is not there: it is the job of other settings, or the file was deleted
+        found.append(Standing(stage, "to do", todo[stage].why) if whole is None or whole.state == "done" else whole)
     return found
 
 
@@ -77,9 +78,7 @@ def read_queue(command: str) -> dict[str, tuple[str, str]]:
     if not command:
         return {}
     try:
-        done = subprocess.run(
-            shlex.split(command), capture_output=True, text=True, check=True, timeout=QUIET_SECONDS, env=os.environ
-        )
+        done = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True, timeout=QUIET_SECONDS)
     except (OSError, subprocess.SubprocessError):
         return {}
     rows = [line.split() for line in done.stdout.splitlines()]

@@ -38,5 +38,5 @@ def profile(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The profile `slurm`, looking at the queue every second."""
     text = shared_profiles()["slurm"].read_text()
     path = tmp_path_factory.mktemp("profile") / "slurm.yaml"
-    path.write_text(text.replace("poll_seconds: 5", "poll_seconds: 1"))
+    path.write_text(text.replace("poll_seconds: 3", "poll_seconds: 1"))
     return path

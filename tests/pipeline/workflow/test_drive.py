@@ -7,8 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -45,6 +48,62 @@ def test_a_failed_job_is_a_failed_run(tmp_path: Path, capsys: pytest.CaptureFixt
     jobs = replace(jobs_of(tmp_path, {"train": STAGE}, profile), command=["false"])
     assert not drive(jobs, profile)
     assert "train: failed" in capsys.readouterr().err
+
+
+CHAIN = ("simulate", "train", "infer", "compare", "report")
+
+
+@contextmanager
+def seconds_at_most(limit: int) -> Iterator[None]:
+    """A hanging Snakemake is a failure."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise AssertionError(f"not done after {limit} s")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(limit)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_a_chain_is_handed_to_the_scheduler_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("snakemake")
+    said = tmp_path / "said"
+    (tmp_path / "site.yaml").write_text(
+        f"submit: echo {{stage}} {{dependency}} >> {said}; echo 7 && true\nstatus: 'true'\ncancel: 'true'\n"
+        "single: alone\nafter: after-{ids}\n"
+    )
+    profile = load_profile(str(tmp_path / "site.yaml"))
+    (tmp_path / "workflow").mkdir()
+    jobs = jobs_of(tmp_path, dict.fromkeys(CHAIN, STAGE), profile)
+    with seconds_at_most(60):
+        assert drive(jobs, profile, detach=True)
+    lines = said.read_text().splitlines()
+    assert lines[:4] == ["simulate alone", "train after-7", "infer after-7", "compare after-7"]
+    assert lines[4].startswith("report after-7:7")
+
+
+def test_jobs_of_a_scheduler_are_submitted_watched_and_retried(tmp_path: Path) -> None:
+    """A scheduler that runs a job while it is submitted; the first attempt of `train` fails."""
+    pytest.importorskip("snakemake")
+    (tmp_path / "site.yaml").write_text(
+        f"""submit: sh -c 'echo {{stage}} {{minutes}} >> {tmp_path}/said; bash "$0" > {{log}} 2>&1; echo $?'
+status: sh -c '[ "$0" = 0 ] && echo success || echo failed'
+cancel: 'true'
+command: sh -c '[ $0 != train ] || [ -e {tmp_path}/again ] || {{ touch {tmp_path}/again; exit 3; }}'
+poll_seconds: 1
+"""
+    )
+    profile = load_profile(str(tmp_path / "site.yaml"))
+    (tmp_path / "workflow").mkdir()
+    jobs = jobs_of(tmp_path, dict.fromkeys(CHAIN[:2], STAGE), profile)
+    with seconds_at_most(60):
+        assert drive(jobs, profile)
+    assert (tmp_path / "said").read_text().splitlines() == ["simulate 1", "train 1", "train 2"]
+    assert "ended with exit code 0" in (tmp_path / "logs/train.log").read_text()
 
 
 def test_what_is_to_be_done_and_why(tmp_path: Path) -> None:

@@ -45,7 +45,6 @@ def test_several_gpus_and_nodes_start_a_process_each() -> None:
     assert jobs.processes("train") == 8
     argv = jobs.argv("train")
     assert argv[:4] == ["srun", "--nodes=2", "--ntasks-per-node=4", "elboscope"]
-    assert argv[-4:] == ["--devices", "4", "--nodes", "2"]
     assert jobs.params("train")["tasks"] == 4
     assert jobs.params("train")["gpu_options"] == "--gpus-per-node=4"
     assert jobs.argv("infer")[0] == "elboscope"
