@@ -84,7 +84,7 @@ class FermiInnerGalaxy:
         return self.summary.features(x["counts"])
 
     def pilot(self, x: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The template fit for the normalisations of smooth emission but the excess; nothing for the others, (N, 18) each."""
+        """The template fit for the normalisations that it can tell; nothing for the others, (N, 18) each."""
         return self.summary.pilot(x["counts"])
 
     def read_observation(self, path: Path) -> tuple[Data, list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,8 +38,8 @@ class SourceTemplate:
 
     def to(self, device: torch.device) -> SourceTemplate:
         """A copy on `device`."""
-        moved = (t.to(device) for t in (self.corner, self.share, self.exposure))
-        return SourceTemplate(*moved, self.photons, self.mean_exposure, self.nside)
+        corner, share, exposure = (t.to(device) for t in (self.corner, self.share, self.exposure))
+        return replace(self, corner=corner, share=share, exposure=exposure)
 
 
 def source_template(

@@ -161,7 +161,7 @@ def _read_arrays(path: Path, templates: tuple[str, ...]) -> dict[str, Any]:
 def _centres(nside: int, pixel: Tensor, raw: dict[str, Any], path: Path) -> tuple[Tensor, Tensor]:
     """Longitude (rad) and sine of latitude of the pixels, which must be those that the file says, if it does."""
     longitude, latitude = HEALPix(nside, order="ring").healpix_to_lonlat(pixel.numpy())
-    lon, lat = longitude.to_value(u.rad), latitude.to_value(u.rad)
+    lon, lat = (np.asarray(v.to_value(u.rad), dtype=np.float64) for v in (longitude, latitude))
     lon = np.where(lon > np.pi, lon - 2 * np.pi, lon)
     for name, ours in (("glon_deg", lon), ("glat_deg", lat)):
         if name in raw and np.abs(raw[name] - np.degrees(ours)).max() > LARGEST_OFFSET_DEG:

@@ -19,8 +19,8 @@ from simulators.fermi.sky import PARAMETERS, SMOOTH, Sky
 from simulators.fermi.template_fit import TemplateFit, fit_templates, logit_guess
 
 FITTED = (*SMOOTH, "dsk")
-GUESSED = ("A_iso", "A_bub", "A_psc", "A_pibrem", "A_ics")
-"""Parameters for which the fit is a guess of the posterior: it cannot tell faint sources from smooth emission."""
+GUESSED = ("A_iso", "A_bub", "A_psc", "A_pibrem", "A_ics", "S_ps_dsk")
+"""Parameters for which the fit is a guess of the posterior: of the excess it gives the sum of sources and smooth emission."""
 WIDER = 1.5
 """Errors of the guess are wider than those of the fit, which knows Poisson noise alone."""
 RINGS_DEG = (6.0, 10.0, 15.0, 20.0)
@@ -134,7 +134,7 @@ class Summary:
         scale = torch.ones_like(location)
         index = [PARAMETERS.index(name) for name in GUESSED]
         low, high = (end[index].to(counts.device) for end in (self.low, self.high))
-        location[:, index], scale[:, index] = logit_guess(fit.norm[:, 1:6], WIDER * fit.error[:, 1:6], low, high)
+        location[:, index], scale[:, index] = logit_guess(fit.norm[:, 1:], WIDER * fit.error[:, 1:], low, high)
         return location, scale
 
 

@@ -72,10 +72,10 @@ def test_other_ranges_of_flux(path: Path) -> None:
             FermiInnerGalaxy(data=path, flux_range=bad)
 
 
-def test_pilot_says_nothing_about_sources(simulator: FermiInnerGalaxy) -> None:
+def test_pilot_says_nothing_about_what_templates_do_not_fix(simulator: FermiInnerGalaxy) -> None:
     x = simulator.simulate(draws(simulator, 4), generator=torch.Generator().manual_seed(1))
     location, scale = simulator.pilot(x)
-    silent = [0, *range(6, 18)]
+    silent = [0, *range(6, 12), *range(13, 18)]
     assert bool((location[:, silent] == 0).all())
     assert bool((scale[:, silent] == 1).all())
-    assert bool((location[:, 1:6] != 0).all())
+    assert bool((location[:, [*range(1, 6), 12]] != 0).all())
