@@ -18,6 +18,7 @@ BUILT_IN: dict[str, str] = {
     "linear_gaussian": "simulators.linear_gaussian:LinearGaussian",
     "radial_velocity": "simulators.radial_velocity:RadialVelocity",
     "supernova_cosmology": "simulators.supernova_cosmology:SupernovaCosmology",
+    "strong_lens": "simulators.strong_lens:StrongLens",
     "two_moons": "simulators.benchmark.two_moons:TwoMoons",
     "slcp": "simulators.benchmark.slcp:Slcp",
     "slcp_distractors": "simulators.benchmark.slcp_distractors:SlcpDistractors",
