@@ -51,7 +51,7 @@ from pipeline.store import (
 )
 from simulators.protocol import Parameter, context_of, data_observables
 
-VERSION = 2
+VERSION = 3
 SHOWN_OBSERVATIONS = 5
 CURVES = 400
 LEAST_TESTED = 0.8
