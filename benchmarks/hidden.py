@@ -13,6 +13,7 @@ benchmarks/results/hidden.csv.
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import math
 import os
@@ -27,6 +28,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import numpy as np
 import torch
+from torch.distributions import Distribution
 
 from benchmarks.accuracy import OBSERVATIONS, REFERENCE, ROOT, RUNS, TASKS, certified_draws, reference_of
 from benchmarks.table import append
@@ -83,7 +85,7 @@ def peer(name: str, run: Run, x: torch.Tensor, draws: int) -> tuple[list[np.ndar
     data = torch.cat([training.x["x"], held_out.x["x"]]).float().flatten(1)
     torch.manual_seed(run.case.seed)
     started = time.process_time()
-    inference: Any = {"npe": NPE, "nle": NLE}[name](prior=run.prior, show_progress_bars=False)
+    inference: Any = {"npe": NPE, "nle": NLE}[name](prior=in_float32(run.prior), show_progress_bars=False)
     inference.append_simulations(theta, data).train()
     if name == "npe":
         posterior = inference.build_posterior()
@@ -108,24 +110,48 @@ def measure(task: str, simulations: int, seed: int, draws: int, methods: list[st
     observations = run.folder / "observations.h5"
     ids = [str(n + 1) for n in range(OBSERVATIONS)]
     write_data(observations, observables=run.simulator.observables, x={"x": x}, ids=ids)
-    found: Draws = {}
-    seconds: dict[str, float] = {}
-    verdicts = [""] * OBSERVATIONS
     if any(m.startswith("ours") for m in wanted):
         found, verdicts, seconds = ours(run, observations, x, draws)
-    for name in [m for m in wanted if m in ("npe", "nle")]:
-        found[name], seconds[name] = peer(name, run, x, draws)
-    for name in [m for m in METHODS if m in found and m in wanted]:
-        rows = []
-        for n in range(OBSERVATIONS):
-            score = c2st(reference[n][:draws], np.asarray(found[name][n], dtype=np.float64)[:draws])
-            verdict = verdicts[n] if name == "ours_certified" else ""
-            rows.append(about | {"method": name, "observation": n + 1, "c2st": round(score, 4), "verdict": verdict})
-        stamp = {"seconds": round(seconds[name], 1), "settings": " ".join(more), "date": time.strftime("%Y-%m-%d")}
-        append(RESULTS, [row | stamp for row in rows])
-        sys.stdout.write(f"{task} {simulations} {name}: {np.mean([r['c2st'] for r in rows]):.3f}\n")
-        sys.stdout.flush()
+        for name in [m for m in METHODS if m in found and m in wanted]:
+            known = verdicts if name == "ours_certified" else [""] * OBSERVATIONS
+            _judge(about | {"method": name}, reference, found[name], known, seconds[name], more)
+    for name in [m for m in ("npe", "nle") if m in wanted]:
+        drawn, spent = peer(name, run, x, draws)
+        _judge(about | {"method": name}, reference, drawn, [""] * OBSERVATIONS, spent, [])
     shutil.rmtree(run.folder)
+
+
+def _judge(
+    about: dict[str, Any],
+    reference: list[np.ndarray],
+    drawn: list[np.ndarray],
+    verdicts: list[str],
+    seconds: float,
+    more: list[str],
+) -> None:
+    """C2ST of every observation, into the table."""
+    draws, rows = about["draws"], []
+    for n in range(OBSERVATIONS):
+        score = c2st(reference[n][:draws], np.asarray(drawn[n], dtype=np.float64)[:draws])
+        rows.append(about | {"observation": n + 1, "c2st": round(score, 4), "verdict": verdicts[n]})
+    stamp = {"seconds": round(seconds, 1), "settings": " ".join(more), "date": time.strftime("%Y-%m-%d")}
+    append(RESULTS, [row | stamp for row in rows])
+    mean = float(np.mean([r["c2st"] for r in rows]))
+    sys.stdout.write(f"{about['task']} {about['simulations']} {about['method']}: {mean:.3f}, {seconds:.0f} s\n")
+    sys.stdout.flush()
+
+
+def in_float32(value: Any) -> Any:
+    """A prior whose draws are float32, as sbi's networks want them."""
+    if isinstance(value, torch.Tensor):
+        return value.float()
+    if isinstance(value, tuple) and any(isinstance(v, (torch.Tensor, Distribution)) for v in value):
+        return tuple(in_float32(v) for v in value)
+    if not isinstance(value, Distribution):
+        return value
+    made = copy.copy(value)
+    made.__dict__.update({k: in_float32(v) for k, v in vars(value).items()})
+    return made
 
 
 def rows_done() -> list[dict[str, str]]:

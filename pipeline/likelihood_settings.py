@@ -38,7 +38,7 @@ class LikelihoodGuardSettings(Settings):
         default=1.0, description="nats subtracted where the spread is twice that level; grows by the square"
     )
     density_level: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.999, description="share of held-out simulations that count as inside the training set"
+        default=0.99, description="share of held-out simulations that count as inside the training set"
     )
     density_penalty: Annotated[float, Field(ge=0)] = Field(
         default=1.0, description="nats subtracted for each nat that log density lies below that level"

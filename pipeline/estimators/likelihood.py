@@ -86,7 +86,7 @@ class Coordinates(nn.Module):
         self.register_buffer("low", torch.zeros(count, dtype=torch.float64))
         period = torch.ones(count, dtype=torch.float64)
         self.angles = [d for d in range(count) if periodic[d]]
-        self.half: list[int] = []
+        self.half_bounded: list[int] = []
         for d, marginal in enumerate(marginals):
             support: Any = None if marginal is None else marginal.support
             lower, upper = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
@@ -94,19 +94,19 @@ class Coordinates(nn.Module):
                 self.low[d] = float(lower)
                 period[d] = 1.0 if upper is None else float(upper) - float(lower)
             if isinstance(support, (type(constraints.positive), type(constraints.nonnegative))):
-                self.half.append(d)
+                self.half_bounded.append(d)
         self.period: Tensor
         self.register_buffer("period", period, persistent=False)
-        self.plain = [d for d in range(count) if d not in self.angles and d not in self.half]
-        self.size = len(self.plain) + len(self.half) + 2 * len(self.angles)
+        self.plain = [d for d in range(count) if d not in self.angles and d not in self.half_bounded]
+        self.size = len(self.plain) + len(self.half_bounded) + 2 * len(self.angles)
         self.standardize = Standardize(self.size).double()
 
     def raw(self, theta: Tensor) -> Tensor:
         """(..., D) -> (..., T), float64."""
         theta = theta.double()
         parts = [theta[..., self.plain]]
-        if self.half:
-            parts.append((theta[..., self.half] - self.low[self.half]).clamp_min(1e-300).log())
+        if self.half_bounded:
+            parts.append((theta[..., self.half_bounded] - self.low[self.half_bounded]).clamp_min(1e-300).log())
         if self.angles:
             turn = 2 * torch.pi * (theta[..., self.angles] - self.low[self.angles]) / self.period[self.angles]
             parts += [turn.sin(), turn.cos()]

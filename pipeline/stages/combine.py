@@ -21,6 +21,7 @@ from torch import Tensor
 from pipeline.baselines.evidence_check import StudentMixture
 from pipeline.errors import InputError
 from pipeline.estimators.importance import Evidence, WeightedDraws, summarize, systematic_resample
+from pipeline.estimators.learned_likelihood import attributes_of
 from pipeline.estimators.network import BLOCK
 from pipeline.estimators.posterior import Posterior, load_posterior
 from pipeline.progress import console, progress_bar
@@ -37,7 +38,7 @@ from simulators.priors import prior_of
 from simulators.protocol import Data, has_likelihood, log_likelihood
 
 STAGE_NAME = "combine"
-VERSION = 1
+VERSION = 2
 ROWS = 1_024
 """Rows whose likelihood is evaluated at once: with BLOCK points at once, bounds memory for any N."""
 
@@ -177,7 +178,8 @@ def combine_observations(
     data = load_observation(posterior.simulator, observations)
     combined = combine(posterior, data.x, settings=settings, seed=seed)
     resolved = (case or posterior.case).dump() | {"infer": settings.model_dump(mode="json"), "seed": seed}
-    attributes = stamp(stage=STAGE_NAME, key=key, settings=resolved, inputs=inputs, started=started)
+    made = stamp(stage=STAGE_NAME, key=key, settings=resolved, inputs=inputs, started=started)
+    attributes = made | attributes_of(posterior.simulator)
     write_inference(
         output,
         posterior.simulator,

@@ -22,7 +22,7 @@ from pipeline.stages.report_observations import Inferred, inferred_observations
 from pipeline.stages.run import Run, begin, finish, is_stale
 from pipeline.store import complete_or_absent, provenance, read_attribute, read_safetensors_header, write_text
 
-VERSION = 3
+VERSION = 4
 MOST_NAMED = 10
 """Identifiers that a warning spells out."""
 

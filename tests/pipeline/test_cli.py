@@ -270,6 +270,7 @@ def test_help_is_quick_and_has_an_example(tmp_path: Path) -> None:
         "simulate",
         "train",
         "infer",
+        "likelihood",
         "validate",
         "compare",
         "report",
