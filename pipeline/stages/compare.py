@@ -103,7 +103,7 @@ def our_draws(run: Run, inference: Path, observation: int) -> tuple[Array, float
 
 def _compare_one(run: Run, x: Data, ours: Array, index: int) -> list[Comparison]:
     settings = run.case.compare
-    likelihood, joint = densities(run.model, run.prior, x)
+    likelihood, joint = densities(run.model_on(torch.device("cpu")), run.prior, x)
     seed = run.case.seed
     results: list[BaselineResult] = []
     if settings.emcee.enabled:

@@ -130,7 +130,11 @@ class Run:
 
     @cached_property
     def model(self) -> Simulator:
-        """The physics model with the likelihood that later stages use: its own, or the learned one.
+        """The physics model with the likelihood that later stages use, on the device of the run: see `model_on`."""
+        return self.model_on(self.device)
+
+    def model_on(self, device: torch.device) -> Simulator:
+        """The physics model with its own likelihood, or with the learned one, its networks on `device`.
 
         Raises:
             InputError: it has not been learned yet, or with other settings.
@@ -142,7 +146,7 @@ class Run:
         path = self.input("likelihood")
         need_same_settings(self, path, "likelihood")
         learned = load_likelihood(path, self.simulator)
-        learned.network.to(self.device)
+        learned.network.to(device)
         return learned
 
     def likelihood_inputs(self) -> dict[str, Path]:
