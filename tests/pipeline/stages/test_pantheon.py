@@ -14,7 +14,6 @@ import yaml
 from benchmarks.supernova_grid import grid_posterior
 from pipeline.config import load_case
 from pipeline.diagnostics.c2st import c2st
-from pipeline.estimators.posterior import load_posterior
 from pipeline.stages.infer import infer
 from pipeline.stages.report_observations import _error_bars, _predictive_figure
 from pipeline.stages.run import Run
@@ -100,7 +99,7 @@ def test_pantheon_against_the_exact_grid(
     train(run)
     infer(run)
     validate(run)
-    names = tuple(p.name for p in load_posterior(run.output("train")).parameters)
+    names = tuple(p.name for p in run.simulator.parameters)
     x = {k: v[0].numpy() for k, v in run.observation().x.items()}
     grid = grid_posterior(x, names)
     assert grid.log_evidence == pytest.approx(log_evidence, abs=1e-3)
