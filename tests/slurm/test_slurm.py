@@ -292,6 +292,7 @@ def test_a_job_over_its_time_limit_goes_on_in_the_next(at_the_limit: dict[str, P
     assert log.count(": starts\n") >= 2
 
 
+@pytest.mark.slow  # Slurm looks at limits twice a minute: 80 s of work may slip through a limit of 60
 def test_a_job_that_hears_no_warning_is_retried_with_more_time(at_the_limit: dict[str, Path]) -> None:
     """Slurm killed the job at its limit, and the retry asked for twice the time."""
     run = at_the_limit["deaf"]
