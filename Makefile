@@ -37,7 +37,7 @@ test-all: dev ## with the slow ones
 	$(BIN)/python -m pytest -m 'not slurm'
 
 test-slurm: dev ## on a Slurm that is here, or that the script $$ELBOSCOPE_SLURM_UP starts
-	$(BIN)/python -m pytest -m 'slurm and not slow' tests/slurm
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 lint: dev ## ruff, pyright, import-linter
 	$(BIN)/ruff check .

@@ -31,8 +31,9 @@ from pipeline.progress import console, progress_bar
 from pipeline.rng import derived_seed, generator
 from pipeline.schema import PROVENANCE
 from pipeline.stages.ladder import one_row
+from pipeline.stages.observed import inferred_observation
 from pipeline.stages.parts import Parts, Share
-from pipeline.stages.run import Run, begin, finish, inferred_observation
+from pipeline.stages.run import Run, begin, finish
 from pipeline.store import create_dataset, open_hdf5, write_hdf5
 from simulators import protocol
 from simulators.priors import IndependentPrior
