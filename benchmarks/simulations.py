@@ -6,7 +6,9 @@ r"""Stage `simulate` against what it could cost at best: bytes on disk, processe
 write        A shard of 16,384 rows through `write_data` against plain h5py with the same datasets, chunks and checksums
              in its default format, both flushed to disk (fsync); and against h5py without the flush, which a
              power cut would lose. Ratio: their seconds over ours.
-workers      A simulator of about 1 ms of CPU a draw, 1 against 2 workers, whole stage, start of the processes included.
+workers      A simulator of 1 ms a draw, 1 against 2 workers: wall seconds until their first rows and from there on, and CPU
+             seconds of all processes. Where the machine is busy, wall seconds of what computes say nothing about
+             workers; twice the CPU seconds of one over those of two is what two free cores would give.
 overhead     Seconds of the stage beyond drawing theta and calling the simulator in a bare loop, for each draw, batches of
              1,024, 5 numbers in theta, 32 in x.
 compression  Shards of K2-24 simulations: size, write and read.
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import statistics
 import sys
 import tempfile
@@ -38,6 +41,7 @@ from pipeline.stages.link import forget_what_lost_its_shards, link
 from pipeline.stages.run import Run
 from pipeline.stages.shard import FAILED_COUNT, FOLDER, SHARD, Shard, one_thread, shard_key, simulate_rows
 from pipeline.stages.simulate import simulate
+from pipeline.stages.simulation_workers import make_in_workers
 from pipeline.store import open_hdf5, write_data
 from simulators.linear_gaussian import LinearGaussian
 from simulators.priors import sample
@@ -46,21 +50,26 @@ from simulators.protocol import Observable
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "simulations.csv"
 ROWS = 16_384
+WORKER_DRAWS = 40_000
 MILLISECOND = """
-import numpy as np
-import torch
-from simulators.linear_gaussian import LinearGaussian
+import time
 
-TURNS = {turns}
+import numpy as np
+from simulators.linear_gaussian import LinearGaussian
 
 
 class Millisecond(LinearGaussian):
     batch = 100
 
+    def __init__(self, *, turns: int, wait_s: float, **options):
+        super().__init__(**options)
+        self.turns, self.wait_s = turns, wait_s
+
     def simulate(self, theta, context=None, *, generator):
         values = np.linspace(0, 1, 64)
-        for _ in range(TURNS * len(theta)):
+        for _ in range(self.turns * len(theta)):
             values = np.cos(values)
+        time.sleep(self.wait_s * len(theta))
         return super().simulate(theta, context, generator=generator)
 """
 
@@ -113,6 +122,7 @@ def write(folder: Path, repeat: int) -> list[dict[str, object]]:
         observables = (Observable("x", (numbers,)),)
 
         def ours() -> None:
+            (folder / "ours.h5").unlink(missing_ok=True)
             write_data(
                 folder / "ours.h5",
                 observables=observables,  # noqa: B023
@@ -151,31 +161,49 @@ def write(folder: Path, repeat: int) -> list[dict[str, object]]:
 
 
 def workers(folder: Path, repeat: int) -> list[dict[str, object]]:
-    """One against two."""
+    """One against two, for a simulator that computes and for one that waits, as for a program elsewhere."""
     values = np.linspace(0, 1, 64)
     began = time.process_time()
     for _ in range(200_000):
         values = np.cos(values)
     turns = round(1e-3 / ((time.process_time() - began) / 200_000))
-    (folder / "slow.py").write_text(MILLISECOND.format(turns=turns), encoding="utf-8")
-    draws, shard = 40_000, 1_000
-    case = case_from_values(
-        {
-            "simulator": {"name": "Millisecond", "path": str(folder / "slow.py")},
-            "simulate": {"count": draws - shard, "held_out": shard, "shard": shard},
-        },
-        "benchmark",
-    )
-    seconds = {}
-    for count in (1, 2):
-        began = time.perf_counter()
-        simulate(Run(case, folder / f"workers-{count}"), workers=count)
-        seconds[count] = time.perf_counter() - began
-    return [
-        row("workers", f"{draws} draws, 1 worker", seconds[1], "s"),
-        row("workers", f"{draws} draws, 2 workers", seconds[2], "s"),
-        row("workers", "1 worker over 2 workers", seconds[1] / seconds[2], "ratio"),
-    ]
+    (folder / "slow.py").write_text(MILLISECOND, encoding="utf-8")
+    rows = []
+    for kind, options in (("computing", {"turns": turns, "wait_s": 0.0}), ("waiting", {"turns": 0, "wait_s": 1e-3})):
+        taken = {count: _seconds_of(folder / f"{kind}-{count}", options, workers=count) for count in (1, 2)}
+        for count, (start, work, cpu) in taken.items():
+            what = f"{kind}, {WORKER_DRAWS} draws, {count} worker{'s' * (count > 1)}"
+            rows += [
+                row("workers", f"{what}: {n}", v, "s") for n, v in (("start", start), ("work", work), ("CPU", cpu))
+            ]
+        one, two = taken[1], taken[2]
+        rows += [
+            row("workers", f"{kind}: 1 over 2, start included", (one[0] + one[1]) / (two[0] + two[1]), "ratio"),
+            row("workers", f"{kind}: 1 over 2, start left out", one[1] / two[1], "ratio"),
+        ]
+        if kind == "computing":
+            rows.append(row("workers", f"{kind}: twice the CPU of 1 over the CPU of 2", 2 * one[2] / two[2], "ratio"))
+    return rows
+
+
+def _seconds_of(folder: Path, options: Mapping[str, float], *, workers: int) -> tuple[float, float, float]:
+    """Wall seconds until the first rows, and from there to the end; CPU seconds of all processes."""
+    simulator = {"name": "Millisecond", "path": str(folder.parent / "slow.py"), "options": dict(options)}
+    run = Run(case_from_values({"simulator": simulator}, "benchmark"), folder)
+    shards = [Shard(i, 1_000) for i in range(WORKER_DRAWS // 1_000)]
+    first: list[float] = []
+
+    def advance(rows: int) -> None:
+        if not first:
+            first.append(time.perf_counter())
+
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    began = time.perf_counter()
+    make_in_workers(run, shards, shard_key(run), workers=workers, advance=advance, done=lambda report: None)
+    ended = time.perf_counter()
+    after = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu = sum(a.ru_utime + a.ru_stime - b.ru_utime - b.ru_stime for a, b in zip(after, usage, strict=True))
+    return first[0] - began, ended - first[0], cpu
 
 
 def overhead(folder: Path, repeat: int) -> list[dict[str, object]]:
