@@ -63,3 +63,7 @@ class EmbeddingSettings(Settings):
     )
     kernel: Positive = Field(default=5, description="width of each convolution; pooled by two after each")
     heads: Positive = Field(default=4, description="attention heads of the transformer; must divide hidden")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="of the embedding's matrix products; bfloat16 for large embeddings on a GPU; weights, features and the flow stay as they are",
+    )

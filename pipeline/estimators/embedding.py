@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from sbi.neural_nets.embedding_nets import FCEmbedding, ResNetEmbedding1D
 from torch import Tensor, nn
 
@@ -55,6 +56,7 @@ class Embedding(nn.Module):
     def __init__(self, features: int, settings: EmbeddingSettings, *, shape: Sequence[int] = ()) -> None:
         super().__init__()
         self.features, self.output = features, settings.output
+        self.mixed = settings.precision == "bfloat16"
         self.standardize: Standardize | StandardizeChannels | StandardizeItems
         self.network: nn.Module
         hidden, layers, output = settings.hidden, settings.layers, settings.output
@@ -85,4 +87,8 @@ class Embedding(nn.Module):
                 self.network = FCEmbedding(features, output_dim=output, num_layers=layers, num_hiddens=hidden)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.network(self.standardize(features))
+        standardized = self.standardize(features)
+        if not self.mixed:
+            return self.network(standardized)
+        with torch.autocast(features.device.type, dtype=torch.bfloat16):
+            return self.network(standardized).to(standardized.dtype)

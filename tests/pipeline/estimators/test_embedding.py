@@ -111,6 +111,22 @@ def test_order_of_items_does_not_matter_but_their_number_does(kind: str) -> None
     assert bool((difference[1:] == 0).all())
 
 
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "none"])
+def test_bfloat16_rounds_products_and_keeps_weights_and_gradients_in_float32(kind: str) -> None:
+    exact, rounded = embedding(kind), embedding(kind, precision="bfloat16")
+    for net in (exact, rounded):
+        net.standardize.fit(observations())
+    wanted, context = exact(observations()), rounded(observations())
+    assert context.dtype == wanted.dtype == torch.float32
+    error = float((context - wanted).detach().abs().max() / wanted.detach().abs().max())
+    assert 1e-5 < error < 0.1  # a product in bfloat16 is right to 2^-8
+    context.square().sum().backward()
+    assert all(
+        p.dtype == torch.float32 and p.grad is not None and bool(p.grad.isfinite().all())
+        for p in rounded.network.parameters()
+    )
+
+
 def test_a_set_knows_how_many_items_there_are_even_if_they_are_equal() -> None:
     x = torch.ones(2, 6, 4)
     x[1, 1:, 3] = 0
