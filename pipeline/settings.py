@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,9 +13,13 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
-    """Base of every block of settings: frozen, unknown keys refused."""
+    """Base of every block of settings: frozen, unknown keys refused.
+
+    `execution_only` names what changes how a stage runs and not what it makes: no part of a content key.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    execution_only: ClassVar[frozenset[str]] = frozenset()
 
 
 class SimulatorSettings(Settings):
@@ -184,6 +188,10 @@ class TrainSettings(Settings):
         default="file",
         description="where training pairs come from: stored simulations, or fresh ones at every step (fast batched simulators)",
     )
+    memory_gb: PositiveFloat = Field(
+        default=4.0,
+        description="stored simulations that take more are read from the file while training, in as much memory (1e9 bytes)",
+    )
     guard: GuardSettings = GuardSettings()
     steps: Positive | None = Field(
         default=None, description="if given: total steps, shared among the phases in their proportions"
@@ -198,6 +206,7 @@ class TrainSettings(Settings):
     checkpoint_every: Positive = Field(
         default=500, description="steps between checkpoints from which a killed run continues"
     )
+    execution_only = frozenset({"memory_gb"})
 
 
 class AdaptSettings(Settings):
@@ -374,3 +383,14 @@ class CaseSettings(Settings):
         """Plain JSON values, by the names used in YAML; `include` keeps only those blocks."""
         values = self.model_dump(mode="json", by_alias=True)
         return {k: values[k] for k in include} if include else values
+
+    def content(self, *include: str) -> dict[str, Any]:
+        """`dump` without settings that are execution-only."""
+        values = self.dump(*include)
+        for name, field in type(self).model_fields.items():
+            block = getattr(self, name)
+            if isinstance(block, Settings) and (field.alias or name) in values:
+                values[field.alias or name] = {
+                    k: v for k, v in values[field.alias or name].items() if k not in block.execution_only
+                }
+        return values

@@ -148,7 +148,7 @@ class Run:
 
     def relevant(self, *blocks: str) -> dict[str, Any]:
         """Settings for a content key: in `simulator`, files stand for their content and not for where they lie."""
-        values = self.case.dump(*blocks)
+        values = self.case.content(*blocks)
         if "simulator" in values:
             values["simulator"] = with_digests(values["simulator"])
         return values

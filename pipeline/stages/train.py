@@ -17,12 +17,14 @@ from pipeline.progress import console
 from pipeline.rng import derived_seed
 from pipeline.stages.run import Run, begin, finish, need_same_settings
 from pipeline.stages.simulate import HELD_OUT
-from pipeline.store import open_hdf5, read_data, write_text
-from pipeline.training.data import FreshSimulations, TrainingSet, training_set
+from pipeline.store import open_hdf5, write_text
+from pipeline.training.data import FreshSimulations, TrainingSet
+from pipeline.training.rows import SimulationRows
 from pipeline.training.schedule import format_history, train_schedule
+from pipeline.training.storage import load, storage_of, stored_simulations
 from simulators.priors import to_device
 
-VERSION = 4
+VERSION = 5
 HELD_OUT_ROWS = 512
 """Held-out simulations used for checks while training; the rest is left to `validate` (typicality is ranked by all)."""
 
@@ -31,15 +33,28 @@ def train(run: Run) -> Path:
     """Train q(theta given x) on the simulations of this run."""
     simulations = run.input("simulate")
     need_same_settings(run, simulations, "simulate")
-    relevant = run.relevant("seed", "simulator", "simulate", "train")
+    rows, held_out_count = simulation_rows(run)
+    storage = storage_of(
+        rows,
+        held_out_count,
+        memory_gb=run.case.train.memory_gb,
+        batch=max(p.batch for p in run.phases),
+        device=run.device,
+    )
+    # the order in which rows come is part of the content; all that hold the set in memory have the same
+    order = {"order": None if storage.plan is None else asdict(storage.plan)}
+    relevant = run.relevant("seed", "simulator", "simulate", "train") | order
     key = begin(run, "train", VERSION, relevant, {"simulations": simulations})
     output = run.output("train")
     if key is None:
         return output
     _say_what_the_proposal_means(run)
-    all_held_out, training = load_simulations(run)
+    console.print(f"train: {storage}")
+    all_held_out = load(rows, 0, held_out_count, device=run.device)
+    training = stored_simulations(rows, held_out_count, storage, device=run.device)
     held_out = all_held_out.rows(slice(HELD_OUT_ROWS))
-    network = _initial_network(run, training)
+    head = training.head
+    network = _initial_network(run, head)
     prior = to_device(run.prior, run.device)
     proposal = prior if run.proposal is run.prior else to_device(run.proposal, run.device)
     fresh = FreshSimulations(run.simulator, prior, proposal, run.device)
@@ -61,7 +76,7 @@ def train(run: Run) -> Path:
     counts = {"refused": trained.refused, "skipped": trained.skipped}
     attributes = key.attributes() | {"history": history, "phases": outcomes} | counts
     posterior = Posterior(
-        run.case, run.simulator, network, typicality_model=_simulations_seen(network, training, all_held_out)
+        run.case, run.simulator, network, typicality_model=_simulations_seen(network, head, all_held_out)
     )
     posterior.save(output, attributes=attributes)
     if trained.refused:
@@ -74,21 +89,18 @@ def train(run: Run) -> Path:
     return finish(run, key, f"held-out {figures}")
 
 
+def simulation_rows(run: Run) -> tuple[SimulationRows, int]:
+    """The simulations of this run, and how many of them, the first ones, are held out."""
+    path = run.input("simulate")
+    rows = SimulationRows(path, run.simulator, prior=run.prior, proposal=run.proposal)
+    with open_hdf5(path) as file:
+        return rows, int(np.asarray(file.attrs[HELD_OUT]))
+
+
 def load_simulations(run: Run) -> tuple[TrainingSet, TrainingSet]:
     """Held-out and training simulations, on the device of the run."""
-    path = run.input("simulate")
-    data = read_data(path, observables=run.simulator.observables, parameters=run.simulator.parameters)
-    if data.theta is None:
-        raise InputError(f"{path}: /theta is missing")
-    with open_hdf5(path) as file:
-        count = int(np.asarray(file.attrs[HELD_OUT]))
-    parts = []
-    for part in (data.rows(0, count), data.rows(count, len(data))):
-        assert part.theta is not None
-        parts.append(
-            training_set(run.simulator, part.theta, part.x, prior=run.prior, proposal=run.proposal, device=run.device)
-        )
-    return parts[0], parts[1]
+    rows, count = simulation_rows(run)
+    return load(rows, 0, count, device=run.device), load(rows, count, rows.total, device=run.device)
 
 
 def _simulations_seen(network: PosteriorNetwork, training: TrainingSet, held_out: TrainingSet) -> Typicality | None:

@@ -92,8 +92,12 @@ def held_out_simulations(run: Run) -> DataSet:
         raise InputError(
             f"validate.simulations is {wanted}, but only {count} simulations were held out; raise simulate.held_out"
         )
-    data = read_data(path, observables=run.simulator.observables, parameters=run.simulator.parameters)
-    return data.rows(count - wanted, count)
+    return read_data(
+        path,
+        observables=run.simulator.observables,
+        parameters=run.simulator.parameters,
+        rows=slice(count - wanted, count),
+    )
 
 
 def _deliver(run: Run, posterior: Posterior, data: DataSet) -> HeldOutDraws:

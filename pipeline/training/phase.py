@@ -64,8 +64,8 @@ class Phase(L.LightningModule):
         self.batches = training.batches(phase.batch, seed=seed, stage=f"train-{index}")
         self.history: list[dict[str, float]] = []
         self.memory: Tensor
-        remembered = training.theta.clone() if phase.memory and isinstance(training, TrainingSet) else torch.empty(0)
-        self.register_buffer("memory", remembered)
+        remembered = training.true_theta() if phase.memory else None
+        self.register_buffer("memory", torch.empty(0) if remembered is None else remembered.clone())
         self.register_buffer("refused", torch.zeros((), dtype=torch.long))
         self.register_buffer("skipped", torch.zeros((), dtype=torch.long))
         self.recent: dict[str, Tensor] = {}

@@ -212,7 +212,10 @@ def train_schedule(
                 guard=guard,
                 proposal=proposal,
             )
-            _fit(module, folder / f"phase-{index}.ckpt", table, history, case, held_out.theta.device)
+            try:
+                _fit(module, folder / f"phase-{index}.ckpt", table, history, case, held_out.theta.device)
+            finally:
+                module.batches.close()
             network.load_state_dict(module.best.state_dict())
             rows, outcome = module.history, _outcome(module, before)
             added = {name: int(getattr(module, name)) for name in counts}
