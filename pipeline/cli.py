@@ -66,7 +66,28 @@ def _stage_command(name: str, summary: str) -> None:
 
 
 _stage_command("simulate", "Draw parameters and data into HDF5; a killed run continues.")
-_stage_command("train", "Train the normalizing flow on the ELBO; a killed run continues.")
+
+
+@app.command("train")
+def train_command(
+    config: Config,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    observation: Observation = None,
+    devices: Annotated[
+        str | None, typer.Option("--devices", help="processes that train together on this machine, or auto: one a GPU")
+    ] = None,
+) -> None:
+    """Train the normalizing flow on the ELBO; a killed run continues. Under srun or torchrun all processes train together.
+
+    Examples: elboscope train configs/k2_24.yaml
+
+    srun --ntasks-per-node 4 elboscope train configs/k2_24.yaml
+    """
+    settings = [*(overrides or []), *([] if devices is None else [f"train.devices={devices}"])]
+    _stage("train")(_run(config, settings, run_dir, observation))
+
+
 _stage_command("validate", "Calibration on held-out simulations: SBC ranks and TARP coverage.")
 _stage_command("compare", "emcee and nautilus on the same likelihood and prior.")
 _stage_command("report", "One self-contained HTML page.")

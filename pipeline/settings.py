@@ -43,6 +43,10 @@ class SimulateSettings(Settings):
         default_factory=dict,
         description="distributions from which theta is drawn in place of the prior, by parameter; q targets the prior all the same",
     )
+    signal: bool = Field(
+        default=False,
+        description="store the noise-free signal beside x, where the simulator knows it (`signal`, `observe`); for train.noise",
+    )
 
 
 class FlowSettings(Settings):
@@ -188,6 +192,14 @@ class TrainSettings(Settings):
         default="file",
         description="where training pairs come from: stored simulations, or fresh ones at every step (fast batched simulators)",
     )
+    noise: Literal["stored", "fresh"] = Field(
+        default="stored",
+        description="fresh: every step observes the stored signals anew (simulate.signal: true); held-out simulations keep their noise",
+    )
+    devices: Positive | Literal["auto"] = Field(
+        default=1,
+        description="processes that train together on this machine, each on its own rows of every batch: one a GPU, or on CPU cores; auto: all GPUs. Under srun or torchrun their number decides",
+    )
     memory_gb: PositiveFloat = Field(
         default=4.0,
         description="stored simulations that take more are read from the file while training, in as much memory (1e9 bytes)",
@@ -206,7 +218,7 @@ class TrainSettings(Settings):
     checkpoint_every: Positive = Field(
         default=500, description="steps between checkpoints from which a killed run continues"
     )
-    execution_only = frozenset({"memory_gb"})
+    execution_only = frozenset({"devices", "memory_gb"})
 
 
 class AdaptSettings(Settings):

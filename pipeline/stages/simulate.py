@@ -52,8 +52,9 @@ def simulate(run: Run) -> Path:
 def _write_shard(run: Run, key: StageKey, path: Path, *, index: int, rows: int) -> None:
     stream = generator(run.case.seed, "simulate", index, device=run.device)
     theta = sample(run.proposal, rows, stream)
-    x = run.simulator.simulate(theta, None, generator=stream)
-    for o in run.simulator.observables:
+    simulator = run.stored_simulator
+    x = simulator.simulate(theta, None, generator=stream)
+    for o in simulator.observables:
         if o.name not in x or tuple(x[o.name].shape) != (rows, *o.shape):
             got = tuple(x[o.name].shape) if o.name in x else "nothing"
             raise InputError(
@@ -69,7 +70,7 @@ def _write_shard(run: Run, key: StageKey, path: Path, *, index: int, rows: int) 
     run.output("simulate").unlink(missing_ok=True)
     write_data(
         path,
-        observables=run.simulator.observables,
+        observables=simulator.observables,
         parameters=run.simulator.parameters,
         x=x,
         theta=theta,

@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 from pipeline.estimators.network import NetworkInput, network_input
 from pipeline.rng import generator
 from pipeline.training.processes import ALONE, Processes
+from simulators.noise_free import WithSignal
 from simulators.priors import sample
 from simulators.protocol import Data, Simulator
 
@@ -63,8 +64,10 @@ class TrainingSet:
         return self.like(change(t) for t in self.tensors())
 
     def rows(self, index: Tensor | slice) -> TrainingSet:
-        """Some of the simulations."""
-        return self.each(lambda t: t[index])
+        """Some of the simulations, by number."""
+        if isinstance(index, slice):
+            return self.each(lambda t: t[index])
+        return self.each(lambda t: t.index_select(0, index))  # t[index] takes 2.4 to 4.4 times as long on a CPU
 
     def to(self, device: torch.device) -> TrainingSet:
         """On `device`, numbers included."""
@@ -189,6 +192,7 @@ class StoredBatches:
         device: torch.device | None = None,
     ) -> None:
         self.stored, self.batch = stored, min(batch, len(stored))
+        processes.need_even(self.batch)
         self.seed, self.stage, self.processes = seed, stage, processes
         self.device = device or stored.theta.device
         self._orders: dict[int, Tensor] = {}
@@ -286,3 +290,48 @@ class _FreshBatches:
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+@dataclass(frozen=True)
+class FreshNoise:
+    """Stored simulations whose signals are observed anew at every step.
+
+    A row has then an x that no earlier step has seen, of which its theta is an exact posterior draw: nothing is remembered
+    of it. Several processes observe the whole batch, whose signals they exchange.
+
+    Attributes:
+        source: simulations with their signals.
+        simulator: which observes them.
+    """
+
+    source: Source
+    simulator: WithSignal
+
+    def batches(self, batch: int, *, seed: int, stage: str, processes: Processes = ALONE) -> Batches:
+        """Batches of the source with noise of their own."""
+        inner = self.source.batches(batch, seed=seed, stage=stage, processes=processes)
+        return _NoisyBatches(inner, self.simulator, seed, stage, processes)
+
+    def true_theta(self) -> None:
+        """No x comes twice."""
+
+
+@dataclass(frozen=True)
+class _NoisyBatches:
+    inner: Batches
+    simulator: WithSignal
+    seed: int
+    stage: str
+    processes: Processes
+
+    def __getitem__(self, step: int) -> TrainingSet:
+        rows, gather = self.inner[step], self.processes.gather
+        stream = generator(self.seed, f"{self.stage}-noise", step, device=rows.theta.device)
+        stored = {k: gather(v) for k, v in rows.x.items()}
+        x = self.simulator.observe_again(stored, gather(rows.theta), generator=stream)
+        x = {k: self.processes.own(v) for k, v in x.items()}
+        return TrainingSet(rows.theta, x, network_input(self.simulator, x), rows.log_importance)
+
+    def close(self) -> None:
+        """Close the source."""
+        self.inner.close()

@@ -9,6 +9,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from pipeline.errors import InputError
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -29,6 +31,13 @@ class Processes:
         """Whether this is the process that writes files and speaks to the user."""
         return self.rank == 0
 
+    def need_even(self, batch: int) -> None:
+        """Raise InputError where a batch of so many rows cannot be shared out evenly."""
+        if batch % self.world:
+            raise InputError(
+                f"train: a batch of {batch} rows cannot be shared evenly by {self.world} processes; change train.phases batch or train.devices"
+            )
+
     def own(self, rows: Tensor, dim: int = 0) -> Tensor:
         """Rows r, r + R, r + 2R, ... of a batch."""
         if self.world == 1:
@@ -42,6 +51,14 @@ class Processes:
         total = value.detach().double().clone()
         torch.distributed.all_reduce(total)
         return (total / self.world).to(value.dtype if value.is_floating_point() else torch.float64)
+
+    def total(self, count: Tensor) -> Tensor:
+        """The sum of a count over processes."""
+        if self.world == 1:
+            return count
+        total = count.clone()
+        torch.distributed.all_reduce(total)
+        return total
 
     def gather(self, rows: Tensor) -> Tensor:
         """The whole batch, (N, ...), from the equally many own rows of all processes."""

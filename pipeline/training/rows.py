@@ -149,7 +149,7 @@ class SimulationRows:
         else:
             if len(self._files) == OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
-            self._files[path] = h5py.File(path, "r", rdcc_nbytes=0)  # whole chunks are read, and once
+            self._files[path] = h5py.File(path, "r", rdcc_nbytes=0, locking=False)  # whole chunks are read, and once
         return self._files[path]
 
 
@@ -207,7 +207,7 @@ def _observable_columns(path: Path, file: h5py.File, simulator: Simulator) -> li
     columns = []
     for o in simulator.observables:
         dataset = _dataset(path, file, f"x/{o.name}", o.shape)
-        factor = _factor(str(dataset.attrs.get("unit", "")), o.unit, f"{path}: /x/{o.name}")
+        factor = _factor(np.asarray(dataset.attrs.get("unit", "")).astype(str).item(), o.unit, f"{path}: /x/{o.name}")
         dtype = torch.float64 if o.dtype == "float64" else torch.float32
         columns.append(_Column(f"x/{o.name}", dtype, None if factor == 1.0 else torch.tensor(factor).double()))
         if dataset.shape[0] != file["theta"].shape[0]:  # pyright: ignore[reportAttributeAccessIssue]

@@ -33,6 +33,8 @@ BLOCK_BYTES = 4 << 20
 LEAST_BLOCKS = 32
 """Blocks of a window at least."""
 CPU = torch.device("cpu")
+READING = 6
+"""Blocks' worth of memory that reading one takes: as stored, in the units and dtype asked for, checked, with features."""
 BOOKKEEPING = 24
 """Bytes a row of a window for its number and its place."""
 
@@ -56,7 +58,7 @@ class Plan:
 
 
 def plan_of(rows: SimulationRows, start: int, *, row_bytes: int, memory_gb: float, batch: int) -> Plan:
-    """Two windows, one that is trained on and one that is read, and the head fit into the memory given.
+    """Two windows, one that is trained on and one that is read, the head, and what reading a block takes fit into the memory given.
 
     Args:
         rows: of the file; those from `start` on are for training.
@@ -68,7 +70,7 @@ def plan_of(rows: SimulationRows, start: int, *, row_bytes: int, memory_gb: floa
         InputError: too little memory for a window of four batches and LEAST_BLOCKS rows.
     """
     head = int(min(HEAD_ROWS, rows.total - start, memory_gb * 1e9 / 8 / row_bytes))
-    window = int((memory_gb * 1e9 - head * row_bytes) / 2 / (row_bytes + BOOKKEEPING))
+    window = int((memory_gb * 1e9 - head * row_bytes) / (2 + READING / LEAST_BLOCKS) / (row_bytes + BOOKKEEPING))
     least = max(4 * batch, LEAST_BLOCKS)
     if window < least:
         raise InputError(
