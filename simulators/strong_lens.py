@@ -207,7 +207,9 @@ class StrongLens:
                 torch.from_numpy(np.asarray(file[n], dtype=np.float32)) for n in ("image", "noise_map", "psf")
             )
         if not math.isclose(scale, self.grid.native_arcsec, rel_tol=1e-6):
-            raise ValueError(f"{path}: pixels of {scale} arcsec, the simulator's native_arcsec is {self.grid.native_arcsec}")
+            raise ValueError(
+                f"{path}: pixels of {scale} arcsec, the simulator's native_arcsec is {self.grid.native_arcsec}"
+            )
         image, noise = (self._cut(t, path) for t in (image, noise))
         noise = (self.grid.binned(noise.square()) / self.grid.binning**2).sqrt() * self.noise_factor
         start = (psf.shape[0] - PSF_SIZE) // 2
