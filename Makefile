@@ -15,12 +15,12 @@ $(BIN)/elboscope: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	touch $@
 
-# radvel is the oracle of the velocity tests. Of its dependencies, one of them GPL, it gets what its import needs;
+# radvel and lenstronomy are oracles in tests. Of their dependencies, some of them GPL, they get what their import needs;
 # the last line fails where that is not enough, so that its tests are not skipped in silence
 $(VENV)/.dev: $(BIN)/elboscope
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,cluster]' nbsphinx dill multiprocess
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps radvel==1.6.7
-	$(BIN)/python -W ignore -c "import radvel"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,cluster,compression]' nbsphinx dill multiprocess
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps radvel==1.6.7 lenstronomy==1.14.2
+	$(BIN)/python -W ignore -c "import radvel, lenstronomy.LensModel.lens_model"
 	touch $@
 
 .PHONY: install dev demo test test-all test-slurm lint benchmark format clean help

@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 BOUNDS = {"Om": (0.0, 1.0), "w": (-2.0, 0.0)}
 CELLS = {1: 4_000, 2: 400}
 """A side, by the number of parameters: a hundredth of the narrowest width or less."""
-QUADRATURE = 48
+NODE, WEIGHT = np.polynomial.legendre.leggauss(48)
 BLOCK = 2_000
 ASTROPY_POINTS = 20
 
@@ -66,10 +66,9 @@ def grid_posterior(x: Mapping[str, Array], names: tuple[str, ...], *, cells: int
 def moduli(points: Array, x: Mapping[str, Array]) -> Array:
     """5 log10 of the luminosity distance in units of c / H_0 (mag), points (G, 1 or 2) of Om, w -> (G, M)."""
     matter, w = points[:, 0, None, None], (points[:, 1, None, None] if points.shape[1] > 1 else -1.0)
-    node, weight = np.polynomial.legendre.leggauss(QUADRATURE)
-    z = x["redshift"][:, None] * (node + 1) / 2  # (M, J)
+    z = x["redshift"][:, None] * (NODE + 1) / 2  # (M, J)
     rate = np.sqrt(matter * (1 + z) ** 3 + (1 - matter) * (1 + z) ** (3 * (1 + w)))
-    distance = x["redshift"] / 2 * ((1 / rate) @ weight)
+    distance = x["redshift"] / 2 * ((1 / rate) @ WEIGHT)
     return 5 * np.log10((1 + x["heliocentric_redshift"]) * distance)
 
 

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from pipeline.ingest_settings import IngestSettings
 from pipeline.likelihood_settings import LikelihoodSettings
 from pipeline.network_settings import EmbeddingSettings, FlowSettings, Fraction, Positive, PositiveFloat, Settings
+from pipeline.resource_settings import ResourcesSettings
 
 
 class SimulatorSettings(Settings):
@@ -324,64 +326,6 @@ class CompareSettings(Settings):
     nautilus: NautilusSettings = NautilusSettings()
     draws: Positive = Field(default=5_000, description="draws of each side in C2ST")
     observations: Positive = Field(default=1, description="how many observations, from the first")
-
-
-class IngestSettings(Settings):
-    """`elboscope ingest`: how a foreign file becomes observations; what the command line says comes on top."""
-
-    columns: dict[str, str] = Field(
-        default_factory=dict,
-        description="column or array of the file for an observable: rv, rv[km/s], or [km/s!] where the file declares a wrong unit; several columns, one an element: f1,f2,f3 or f*; default: those of the observables' names",
-    )
-    arrays: dict[str, str] = Field(
-        default_factory=dict,
-        description="an observable from a file of its own, the same for all observations or one a row: covariance.txt[mag2], psf.fits:PSF; relative to this file",
-    )
-    diagonal: dict[str, str] = Field(
-        default_factory=dict,
-        description="column of 1-sigma errors whose squares are added to the diagonal of a covariance: {covariance: dmb[mag]}",
-    )
-    codes: dict[str, tuple[str, ...]] = Field(
-        default_factory=dict, description="texts that stand for 0, 1, 2, ... in an observable: {instrument: [k, j, a]}"
-    )
-    id: str | None = Field(
-        default=None, description="column or header card with the identifiers; default: the file's name, and the row"
-    )
-    group: str | None = Field(default=None, description="column whose equal values make rows points of one observation")
-    rows: Literal["auto", "observations", "points"] = Field(
-        default="auto", description="what a row of a table is; auto: points where an observable wants many numbers"
-    )
-    drop_missing: bool = Field(
-        default=False,
-        description="missing values become absent points under a mask, else their observation is left out; both are counted",
-    )
-
-
-class StageResources(Settings):
-    """What one job of a stage asks a cluster for. Never part of a content key: the output does not depend on it."""
-
-    cores: Positive = Field(default=1, description="CPU cores of a job; of each process where there are several")
-    memory_gb: PositiveFloat = Field(default=4.0, description="memory of a node, GB")
-    gpus: Annotated[int, Field(ge=0)] = Field(default=0, description="GPUs of a node")
-    nodes: Positive = Field(default=1, description="nodes; more than one for `train` alone")
-    minutes: Positive = Field(default=60, description="time limit; doubled at each retry")
-    parts: Positive = Field(default=1, description="jobs that share the work of a stage which can be divided")
-
-
-class ResourcesSettings(Settings):
-    """What each stage asks for on a cluster (`elboscope run --profile`)."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), populate_by_name=True
-    )
-
-    simulate: StageResources = StageResources(parts=16)
-    likelihood: StageResources = StageResources(cores=4, memory_gb=8, minutes=240)
-    train: StageResources = StageResources(cores=4, memory_gb=8, minutes=240)
-    infer: StageResources = StageResources(cores=4, memory_gb=8, minutes=120)
-    validation: StageResources = Field(default=StageResources(cores=4, memory_gb=8), alias="validate")
-    compare: StageResources = StageResources(cores=4, minutes=120)
-    report: StageResources = StageResources(minutes=30)
 
 
 class CaseSettings(Settings):

@@ -88,10 +88,10 @@ class SupernovaCosmology:
     |---|---|---|
     | Om | uniform 0..1 | matter density of a flat universe without negative energy |
     | Om, Ode of open_lcdm | uniform 0.1..1, 0..1.3 | all have a big bang; where a wider prior has none, the likelihood is zero and simulations mean nothing |
-    | w | uniform -2..0 | no acceleration at 0; the bounds are several widths away from binned surveys |
+    | w | uniform -2..0 | dark energy with w = 0 is matter; -2 lies four widths from the posterior of Pantheon's bins |
     | w0, wa | uniform -3..1, -3..2 | as DESI 2024, https://arxiv.org/abs/2404.03002, without its bound w0 + wa < 0 |
     | offset | uniform 23..25 mag | `offset: sampled`; M_B = -19.3 and H_0 = 70 km/s/Mpc give 23.86 |
-    | freedom | 4 | student_t: tails of most residuals seen in astronomy; fixed |
+    | freedom | 4 | student_t: fixed, since few residuals tell it; may be given a prior |
     | outlier_fraction | uniform 0..0.3 | mixture: an outlier is the exception |
     | outlier_width | 5 | mixture: of outliers, in units of the core; always fixed |
 
@@ -143,8 +143,8 @@ class SupernovaCosmology:
         }
         if not declared:
             raise ValueError(f"{self.name}: nothing is free: give a prior, such as priors: {{Om: {{uniform: [0, 1]}}}}")
-        _check_noise(self._quantities)
         self.parameters = tuple(declared)
+        _check_noise(self._quantities, self.parameters)
         self.design = survey_design(design)
         self.observables = supernova_observables(self.count)
         self._unconstrained = UnconstrainedPrior.of(self.parameters)
@@ -360,16 +360,21 @@ def supernova_observables(count: int) -> tuple[Observable, ...]:
     )
 
 
-def _check_noise(quantities: Mapping[str, Quantity]) -> None:
-    """Noise parameters within their domain; `outlier_width` is a number."""
+def _check_noise(quantities: Mapping[str, Quantity], parameters: tuple[Parameter, ...]) -> None:
+    """Noise parameters, or all of their priors, within their domain; `outlier_width` is a number."""
     width = quantities.get("outlier_width")
-    if width is not None and (width.index is not None or width.value <= 1 or not math.isfinite(width.value)):
+    if width is not None and (width.index is not None or width.value <= 1):
         raise ValueError("supernova_cosmology: outlier_width: expected a number above 1, in units of the core")
+    ends = torch.tensor([1e-6, 1 - 1e-6], dtype=torch.float64)
     for name, low, high in (("freedom", 0.0, math.inf), ("outlier_fraction", 0.0, 1.0)):
         value = quantities.get(name)
-        if value is not None and not low < value.value < high:
+        if value is None:
+            continue
+        prior = None if value.index is None else parameters[value.index].prior
+        values = [value.value] if prior is None else prior.icdf(ends).tolist()
+        if not all(low < v < high for v in values):
             raise ValueError(
-                f"supernova_cosmology: {name}: expected a value between {low:g} and {high:g}, got {value.value:g}"
+                f"supernova_cosmology: {name}: expected a value between {low:g} and {high:g}, got {values}"
             )
 
 

@@ -183,7 +183,7 @@ def _settings(case: Any, said: dict[str, Any]) -> Any:
     """The case's settings, with what the command line says on top."""
     from pydantic import ValidationError
 
-    from pipeline.settings import IngestSettings
+    from pipeline.ingest_settings import IngestSettings
 
     values = (IngestSettings() if case is None else case.ingest).model_dump()
     for key, value in said.items():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.estimators.likelihood import SUMMARY, Judged, LikelihoodNetwork, LikelihoodShape, mixture
-from pipeline.estimators.summary import SummaryShape
+from pipeline.estimators.summary import Summary, SummaryShape
 from pipeline.likelihood_settings import LikelihoodSettings
 from pipeline.schema import SUMMARY_HASH
 from simulators.protocol import Data, Observable, Parameter, Simulator, feature_shape, network_features
@@ -116,17 +116,38 @@ def learned_part(simulator: Simulator) -> WithLearnedLikelihood | None:
 def attributes_of(simulator: Simulator) -> dict[str, str]:
     """Root attributes of a result: that its likelihood was learned, and of what summary; none for the simulator's own."""
     learned = learned_part(simulator)
-    return (
-        {}
-        if learned is None
-        else {"likelihood": LEARNED, SUMMARY_HASH: learned.network.summary.digest(learned.simulator)}
-    )
+    if learned is None:
+        return {}
+    return {"likelihood": LEARNED, SUMMARY_HASH: learned.network.summary.digest(learned.simulator)}
 
 
 def model_header(network: LikelihoodNetwork) -> dict[str, str]:
     """How a network was built, for the header of a file."""
     model = {"shape": asdict(network.shape), "settings": network.settings.model_dump(mode="json")}
     return {MODEL: json.dumps(model, sort_keys=True), SUMMARY_HASH: network.summary.digest(network.simulator)}
+
+
+def summary_from(
+    tensors: Mapping[str, Tensor], header: Mapping[str, str], simulator: Simulator, *, source: str
+) -> Summary:
+    """The summary alone, as a simulator with other parameters of the same data may use it.
+
+    Raises:
+        InputError: it reads another number of numbers than this simulator gives.
+    """
+    try:
+        shape, settings = _model(header)
+        summary = Summary(shape.summary, settings.summary, simulator)
+        summary.load_state_dict({k.removeprefix("summary."): v for k, v in tensors.items() if k.startswith("summary.")})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{source}: its summary does not fit ({str(error).splitlines()[0]})") from None
+    return summary.eval().requires_grad_(False)
+
+
+def _model(header: Mapping[str, str]) -> tuple[LikelihoodShape, LikelihoodSettings]:
+    model = json.loads(header[MODEL])
+    shape = LikelihoodShape(SummaryShape(**model["shape"]["summary"]), model["shape"]["context"])
+    return shape, LikelihoodSettings.model_validate(model["settings"])
 
 
 def likelihood_from(
@@ -147,10 +168,8 @@ def likelihood_from(
         InputError: weights that do not fit their settings, or this simulator.
     """
     try:
-        model = json.loads(header[MODEL])
-        shape = LikelihoodShape(SummaryShape(**model["shape"]["summary"]), model["shape"]["context"])
-        stored = LikelihoodSettings.model_validate(model["settings"])
-        network = LikelihoodNetwork(simulator, shape, stored)
+        shape, settings = _model(header)
+        network = LikelihoodNetwork(simulator, shape, settings)
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         network.load_state_dict(own)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

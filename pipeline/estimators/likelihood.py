@@ -13,6 +13,7 @@ only where no simulation was near, and there the members disagree, or r has no d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -218,7 +219,7 @@ class LikelihoodNetwork(nn.Module):
         cells = self.summary.cells(self.settings.dequantize)
         coordinates = self.coordinates(theta)
         parts = [self._at(coordinates, read[SUMMARY] + u, read[CONTEXT]) for u in cells]
-        return torch.logsumexp(torch.stack(parts), 0) - torch.tensor(float(len(parts))).log()
+        return mixture(torch.stack(parts))
 
     def _at(self, coordinates: Tensor, s: Tensor, context: Tensor) -> Tensor:
         """One member a row: coordinates (..., N, T) and s (N, S) -> (E, ..., N)."""
@@ -281,8 +282,8 @@ def new_density(size: int, theta: int, context: int, settings: LikelihoodSetting
 
 
 def mixture(members: Tensor) -> Tensor:
-    r"""$\log \frac{1}{E} \sum_e p_e$, (E, ...) -> (...)."""
-    return torch.logsumexp(members, 0) - torch.tensor(float(len(members))).log()
+    r"""$\log \frac{1}{E} \sum_e p_e$, (E, ...) -> (...): of densities, the log of their mean."""
+    return torch.logsumexp(members, 0) - math.log(len(members))
 
 
 def context_numbers(simulator: Simulator, x: Mapping[str, Tensor]) -> Tensor:

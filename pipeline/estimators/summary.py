@@ -152,8 +152,8 @@ class Summary(nn.Module):
         """
         observables = [(o.name, list(o.shape), o.unit) for o in data_observables(simulator)]
         digest = hashlib.sha256(json.dumps([self.shape.kind, observables]).encode())
-        if self.shape.kind == "features":
-            digest.update(simulator.name.encode())
+        if self.shape.kind in ("features", "learned") and callable(getattr(simulator, "features", None)):
+            digest.update(simulator.name.encode())  # made of numbers that are its own
         if self.compresses:
             digest.update(json.dumps(asdict(self.shape)).encode())
             names = ("embedding.", "components", "center", "kept")

@@ -15,7 +15,7 @@ from pipeline.foreign.layout import Grouping, Laid, group_rows, join, lay_out, r
 from pipeline.foreign.missing import Settled, check_errors, mask_names, settle
 from pipeline.foreign.numbers import Numbers, Wanted, field_numbers, numbers_of, wanted
 from pipeline.foreign.read import read_array
-from pipeline.settings import IngestSettings
+from pipeline.ingest_settings import IngestSettings
 from simulators.protocol import Observable
 
 DIAGONAL = "_diagonal"

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.errors import InputError
 from pipeline.foreign.fields import Field, ForeignFile
 from pipeline.foreign.numbers import Wanted, wanted
-from pipeline.settings import IngestSettings
+from pipeline.ingest_settings import IngestSettings
 from simulators.protocol import Observable
 
 MASK = "mask"

@@ -30,8 +30,9 @@ from pipeline.schema import STAGE, VERDICTS
 from pipeline.settings import CaseSettings, InferSettings
 from pipeline.stages.inference_file import write_inference
 from pipeline.stages.ladder import Outcome
+from pipeline.stages.observed import load_observation
 from pipeline.stages.product import Array, Coordinates, adapt_mixture, first_proposal
-from pipeline.stages.run import load_observation, with_digests
+from pipeline.stages.run import with_digests
 from pipeline.stages.verdicts import MOST_MISSED, verdict_of
 from pipeline.store import content_key, input_digest, read_attribute, read_key, stamp
 from simulators.priors import prior_of

@@ -31,8 +31,9 @@ from pipeline.progress import console, progress_bar
 from pipeline.rng import derived_seed, generator
 from pipeline.schema import PROVENANCE
 from pipeline.stages.ladder import one_row
+from pipeline.stages.observed import inferred_observation
 from pipeline.stages.parts import Parts, Share
-from pipeline.stages.run import Run, begin, finish, inferred_observation
+from pipeline.stages.run import Run, begin, finish
 from pipeline.store import create_dataset, open_hdf5, write_hdf5
 from simulators import protocol
 from simulators.priors import IndependentPrior
@@ -103,7 +104,7 @@ def our_draws(run: Run, inference: Path, observation: int) -> tuple[Array, float
 
 def _compare_one(run: Run, x: Data, ours: Array, index: int) -> list[Comparison]:
     settings = run.case.compare
-    likelihood, joint = densities(run.model, run.prior, x)
+    likelihood, joint = densities(run.model_on(torch.device("cpu")), run.prior, x)
     seed = run.case.seed
     results: list[BaselineResult] = []
     if settings.emcee.enabled:

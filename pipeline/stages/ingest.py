@@ -18,9 +18,11 @@ from pipeline.foreign.fields import ForeignFile
 from pipeline.foreign.observations import array_files, gather, plan
 from pipeline.foreign.read import read_foreign
 from pipeline.foreign.undeclared import observables_of
+from pipeline.ingest_settings import IngestSettings
 from pipeline.progress import console, progress_bar
-from pipeline.settings import CaseSettings, IngestSettings
-from pipeline.stages.run import Run, load_observation, with_digests
+from pipeline.settings import CaseSettings
+from pipeline.stages.observed import load_observation
+from pipeline.stages.run import Run, with_digests
 from pipeline.store import content_key, file_sha256, is_data_file, read_key, stamp, write_data
 from simulators.protocol import Observable, Simulator
 

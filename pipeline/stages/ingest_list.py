@@ -14,7 +14,8 @@ from pipeline.foreign.fields import Field, ForeignFile
 from pipeline.foreign.missing import mask_names
 from pipeline.foreign.numbers import wanted
 from pipeline.foreign.read import read_foreign
-from pipeline.settings import CaseSettings, IngestSettings
+from pipeline.ingest_settings import IngestSettings
+from pipeline.settings import CaseSettings
 from pipeline.stages.ingest import by_its_reader, check_paths, read_observations
 from pipeline.stages.run import Run
 from simulators.protocol import Observable, Simulator

@@ -213,7 +213,7 @@ def _examine(
 ) -> list[Outcome]:
     """Is each observation like the simulated ones, and like data that its posterior predicts?"""
     typicality = posterior.typicality(x).tolist()
-    outcomes = _trust(posterior, x, outcomes)
+    outcomes = _trust(posterior, x, outcomes, settings.most_outside)
     predictive: list[dict[str, float]] = [{} for _ in outcomes]
     if settings.predictive_draws:
         count = min(settings.predictive_draws, settings.draws)  # at least this many are replicated
@@ -229,13 +229,17 @@ def _examine(
     return [replace(o, typicality=t, predictive=p) for o, t, p in zip(outcomes, typicality, predictive, strict=True)]
 
 
-def _trust(posterior: Posterior, x: Data, outcomes: list[Outcome]) -> list[Outcome]:
-    """What a learned likelihood says of itself at the delivered draws."""
+def _trust(posterior: Posterior, x: Data, outcomes: list[Outcome], most_outside: float) -> list[Outcome]:
+    """What a learned likelihood says of itself at the delivered draws; a note where too many lie outside."""
     figures = likelihood_trust(posterior.simulator, torch.stack([o.theta for o in outcomes], 1), x)
-    return [
-        replace(o, surrogate={name: float(values[n]) for name, values in figures.items()})
-        for n, o in enumerate(outcomes)
-    ]
+    judged = []
+    for n, outcome in enumerate(outcomes):
+        surrogate = {name: float(values[n]) for name, values in figures.items()}
+        outside = surrogate.get("surrogate_outside", 0.0)
+        warning = f"{100 * outside:.0f} % of draws outside what was simulated" if outside > most_outside else ""
+        note = "; ".join(part for part in (outcome.note, warning) if part)
+        judged.append(replace(outcome, surrogate=surrogate, note=note))
+    return judged
 
 
 def _stream(posterior: Posterior, seed: int, purpose: str, index: int) -> torch.Generator:

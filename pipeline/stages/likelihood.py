@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from pipeline.diagnostics.calibration import Calibration, calibrate
 from pipeline.errors import InputError
-from pipeline.estimators.learned_likelihood import WithLearnedLikelihood, likelihood_from, model_header
+from pipeline.estimators.learned_likelihood import WithLearnedLikelihood, likelihood_from, model_header, summary_from
 from pipeline.estimators.likelihood import SUMMARY, LikelihoodNetwork
-from pipeline.estimators.summary import Summary, chosen_kind, kind_words
+from pipeline.estimators.summary import Summary, chosen_kind, kind_words, numbers_of
 from pipeline.progress import console, progress_bar
 from pipeline.rng import generator
 from pipeline.schema import STAGE, SUMMARY_HASH
@@ -53,7 +53,7 @@ def likelihood(run: Run) -> Path:
     count = min(WATCHED, len(held_out) // 2)
     watched, tested = held_out.rows(slice(count)), held_out.rows(slice(count, None))
     settings = run.case.likelihood
-    summary = _given_summary(run)
+    summary = _given_summary(run, held_out.rows(slice(2)))
     trained = 1 + settings.members + (summary is None and chosen_kind(settings.summary, run.simulator) == "learned")
     with progress_bar("likelihood", trained * settings.steps) as advance:
         learner = Learner(
@@ -106,10 +106,16 @@ def load_likelihood(path: Path, simulator: Simulator) -> WithLearnedLikelihood:
     Raises:
         InputError: not a file of this stage, or of another simulator.
     """
+    tensors, header = _read(path)
+    return likelihood_from(tensors, header, simulator, source=str(path))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a file of this stage."""
     tensors, header = read_safetensors(path)
     if header.get(STAGE) != "likelihood":
         raise InputError(f"{path}: not a likelihood learned by Elboscope")
-    return likelihood_from(tensors, header, simulator, source=str(path))
+    return tensors, header
 
 
 def diagnostics_of(path: Path) -> dict[str, Any]:
@@ -125,12 +131,18 @@ def _added(run: Run, path: Path) -> TrainingSet:
     return training_set(run.simulator, data.theta, data.x, prior=run.prior, proposal=run.prior, device=run.device)
 
 
-def _given_summary(run: Run) -> Summary | None:
-    """The summary of another model, where the settings name its file."""
+def _given_summary(run: Run, data: TrainingSet) -> Summary | None:
+    """The summary of another model, where the settings name its file; `data` are a few simulations of this one."""
     path = run.case.likelihood.summary.file or run.first_summary()
     if path is None:
         return None
-    summary = load_likelihood(path, run.simulator).network.summary.to(run.device)
+    tensors, header = _read(path)
+    summary = summary_from(tensors, header, run.simulator, source=str(path)).to(run.device)
+    given, read = numbers_of(summary.shape.kind, run.simulator, data.x).shape[1], summary.shape.read
+    if given != read:
+        raise InputError(
+            f"likelihood.summary.file: {path} reads {read} numbers, simulator {run.simulator.name!r} gives {given}"
+        )
     console.print(f"likelihood: summary of {path}")
     return summary
 

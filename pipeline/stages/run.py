@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from torch.distributions import Distribution
@@ -24,15 +23,13 @@ from pipeline.progress import console
 from pipeline.run_lock import run_lock
 from pipeline.schema import INPUTS, SETTINGS
 from pipeline.settings import CaseSettings, PhaseSettings
+from pipeline.stages.observed import load_observation
 from pipeline.store import (
     DataSet,
     content_key,
     file_sha256,
     input_digest,
-    is_data_file,
-    open_hdf5,
     read_attribute,
-    read_data,
     read_key,
     stamp,
     write_text,
@@ -40,7 +37,7 @@ from pipeline.store import (
 from pipeline.training.auto import schedule
 from simulators.noise_free import WithSignal
 from simulators.priors import prior_of, proposal_of
-from simulators.protocol import Simulator, has_likelihood, has_signal, read_observation
+from simulators.protocol import Simulator, has_likelihood, has_signal
 
 STAGES = ("simulate", "likelihood", "train", "infer", "validate", "compare", "report")
 OUTPUTS = {
@@ -142,7 +139,11 @@ class Run:
 
     @cached_property
     def model(self) -> Simulator:
-        """The physics model with the likelihood that later stages use: its own, or the learned one.
+        """The physics model with the likelihood that later stages use, on the device of the run: see `model_on`."""
+        return self.model_on(self.device)
+
+    def model_on(self, device: torch.device) -> Simulator:
+        """The physics model with its own likelihood, or with the learned one, its networks on `device`.
 
         Raises:
             InputError: it has not been learned yet, or with other settings.
@@ -154,7 +155,7 @@ class Run:
         path = self.input("likelihood")
         need_same_settings(self, path, "likelihood")
         learned = load_likelihood(path, self.simulator)
-        learned.network.to(self.device)
+        learned.network.to(device)
         return learned
 
     def likelihood_inputs(self) -> dict[str, Path]:
@@ -296,53 +297,6 @@ def with_digests(value: Any) -> Any:
         return input_digest(Path(value)) if Path(value).is_file() else value
     except (OSError, ValueError):  # too long for a file name, or with a zero byte: some other text
         return value
-
-
-def load_observation(simulator: Simulator, path: Path) -> DataSet:
-    """Read observations: our HDF5 layout, or whatever file or folder the simulator's `read_observation` takes.
-
-    Raises:
-        InputError: one line that says what does not fit.
-    """
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
-    if is_data_file(path):
-        return read_data(path, observables=simulator.observables)
-    try:
-        x, ids = read_observation(simulator, path)
-    except (ValueError, OSError) as error:
-        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    if len(ids) == 0:
-        raise InputError(f"{path}: has no rows")
-    for o in simulator.observables:
-        expected = (len(ids), *o.shape)
-        if o.name not in x or tuple(x[o.name].shape) != expected:
-            got = tuple(x[o.name].shape) if o.name in x else "nothing"
-            raise InputError(f"{path}: read_observation gave {got} for {o.name!r}, expected shape {expected}")
-        bad = int((~torch.isfinite(x[o.name])).sum())
-        if bad:
-            raise InputError(f"{path}: {o.name}: {bad} of {x[o.name].numel()} values are NaN or infinite")
-    return DataSet(x, None, tuple(ids))
-
-
-def inferred_observation(run: Run, inference: Path) -> DataSet:
-    """The observed data of the case, which must be those that `inference` speaks of.
-
-    Raises:
-        InputError: `infer` was given other data, with --observation for instance.
-    """
-    data = run.observation()
-    with open_hdf5(inference) as file:
-        group: Any = file["observed_data"]
-        same = all(
-            o.name in group and np.array_equal(group[o.name][...], data.x[o.name].cpu().numpy())
-            for o in run.simulator.observables
-        )
-    if not same:
-        raise InputError(
-            f"{inference}: made for other data than {run.case.observation}: give the same --observation, or run `elboscope infer` again"
-        )
-    return data
 
 
 class Outdated(Exception):

@@ -260,19 +260,28 @@ def _repair(folder: Path, bad: set[Path], case: CaseSettings | None) -> None:
 
 
 def _stored_case(folder: Path) -> CaseSettings:
-    """Settings of the simulations, from the file over the shards or beside it; a user's own simulator is never loaded so.
+    """Settings of the simulations, from beside the file over the shards or from it; a user's own simulator is never loaded so.
 
     Raises:
         InputError: they are not there, or name a simulator file.
     """
-    text = read_attribute(folder / OUTPUTS["simulate"], SETTINGS)
     beside = folder / "settings" / "simulate.yaml"
-    if text is None and beside.is_file():
-        text = beside.read_text(encoding="utf-8")
-    values = yaml.safe_load(text) if text else None
-    if not isinstance(values, dict):
+    texts = [
+        beside.read_text(encoding="utf-8") if beside.is_file() else None,
+        read_attribute(folder / OUTPUTS["simulate"], SETTINGS),
+    ]
+    case = next((c for c in map(_case_in, texts) if c is not None), None)  # a flipped bit may be in either
+    if case is None:
         raise InputError(f"{folder}: no readable settings of its simulations: give --config CONFIG")
-    case = case_from_values(values, str(folder))
     if case.simulator.path is not None:
         raise InputError(f"{folder}: its simulator is in {case.simulator.path}: give --config CONFIG, which names it")
     return case
+
+
+def _case_in(text: str | None) -> CaseSettings | None:
+    """The case that settings spell out; None if they do not."""
+    try:
+        values = yaml.safe_load(text) if text else None
+        return case_from_values(values, "settings") if isinstance(values, dict) else None
+    except (InputError, yaml.YAMLError):
+        return None

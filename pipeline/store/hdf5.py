@@ -112,7 +112,10 @@ def open_hdf5(path: Path) -> h5py.File:
         raise InputError(f"{path}: no such file")
     _load_filters()
     try:
-        return h5py.File(path, "r", locking=False)
+        try:
+            return h5py.File(path, "r", locking=False)
+        except OSError:  # opened with a lock in this process already, by ArviZ say: HDF5 wants the same again
+            return h5py.File(path, "r")
     except (OSError, RuntimeError):
         raise InputError(f"{path}: not an HDF5 file, or a truncated one") from None
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from pipeline.estimators.likelihood import LikelihoodNetwork, LikelihoodShape, context_numbers
+from pipeline.estimators.likelihood import LikelihoodNetwork, LikelihoodShape, context_numbers, mixture
 from pipeline.estimators.network import PosteriorNetwork
 from pipeline.estimators.summary import (
     Summary,
@@ -302,5 +302,4 @@ def set_levels(network: LikelihoodNetwork, data: TrainingSet) -> dict[str, float
     if len(judged.members) > 1:
         network.spread_level.copy_(torch.quantile(judged.spread, guard.spread_level).clamp_min(1e-3))
     network.depth_level.copy_(torch.quantile(judged.depth, guard.density_level))
-    log_prob = torch.logsumexp(judged.members, 0) - torch.tensor(float(len(judged.members))).log()
-    return {"held_out_log_prob": float(log_prob.mean()), "held_out_spread": float(judged.spread.mean())}
+    return {"held_out_log_prob": float(mixture(judged.members).mean()), "held_out_spread": float(judged.spread.mean())}

@@ -68,8 +68,10 @@ def jobs_of(folder: Path, stages: Mapping[str, Stage], profile: Profile) -> Jobs
     )
     if profile.executor == "local":
         return jobs
-    if any(jobs.processes(s) > 1 for s in stages) and not profile.launch:
-        raise InputError("resources.train asks for several GPUs or nodes: this profile has no `launch`, such as srun")
+    if any(jobs.processes(s) > 1 for s in stages):
+        raise InputError(
+            "resources.train asks for several GPUs or nodes: `train` uses one process; set gpus to 0 or 1, nodes to 1"
+        )
     if any(asked.gpus for asked in stages.values()) and not profile.gpu_options:
         raise InputError(
             "resources ask for GPUs: this profile has no `gpu_options`; use slurm-gpu, or add them to yours"

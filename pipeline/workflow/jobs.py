@@ -103,7 +103,9 @@ class Jobs:
         if part is not None:
             argv += ["--shard" if stage == "simulate" else "--part", f"{part}/{self.stages[stage].parts}"]
         elif stage == "simulate" and self.is_divided(stage):
-            argv += ["--merge"]
+            return [*argv, "--merge"]
+        if stage == "simulate":  # a job may see more cores of the node than it asked for
+            argv += ["--workers", str(self.stages[stage].cores)]
         if self.processes(stage) > 1:
             asked = self.stages[stage]
             tasks = max(1, asked.gpus)

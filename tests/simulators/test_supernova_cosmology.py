@@ -188,6 +188,10 @@ def test_a_smaller_survey_is_filled_up_and_a_larger_one_refused(reference: Path)
             "outlier_width: expected a number above 1",
         ),
         ({"likelihood": "student_t", "offset": "sampled", "priors": {"freedom": -1}}, "freedom: expected a value"),
+        (
+            {"likelihood": "student_t", "offset": "sampled", "priors": {"freedom": {"normal": [4, 2]}}},
+            "freedom: expected a value between 0 and inf",
+        ),
     ],
 )
 def test_mistakes_are_one_line(options: dict[str, Any], message: str) -> None:

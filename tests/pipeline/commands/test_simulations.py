@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kills import kill_all
-from pipeline.commands.simulations import _part, simulate_command
+from pipeline.commands.simulations import simulate_command
 from pipeline.config import load_case
 from pipeline.errors import InputError
 from pipeline.run_lock import FOLDER as LOCKS
+from pipeline.stages.parts import share_of
 from pipeline.stages.run import Run
 from pipeline.stages.simulate import simulate
 from tests.pipeline.stages.conftest import write_case
@@ -27,11 +28,11 @@ SMALL = {"simulate": {"count": 2_800, "held_out": 200, "shard": 1_000}}
 
 
 def test_a_part_is_i_of_n() -> None:
-    assert _part("0/16") == (0, 16)
-    assert _part("15/16") == (15, 16)
+    assert share_of("0/16") == (0, 16)
+    assert share_of("15/16") == (15, 16)
     for wrong in ("16/16", "3", "-1/4", "a/b", "0/0", "1/"):
         with pytest.raises(InputError, match="expected I/N with I from 0 to N-1"):
-            _part(wrong)
+            share_of(wrong)
 
 
 def test_options_that_exclude_each_other_are_one_line(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pipeline.errors import InputError
 from pipeline.foreign.missing import Settled
 from pipeline.foreign.observations import gather, plan
 from pipeline.foreign.read import read_foreign
-from pipeline.settings import IngestSettings
+from pipeline.ingest_settings import IngestSettings
 from simulators.protocol import Observable, Simulator
 
 LONG = """star,t [d],f [mJy],e [mJy],plx [mas]

@@ -15,9 +15,10 @@ from astropy.table import Table
 
 from pipeline.config import case_from_values, load_case
 from pipeline.errors import InputError
-from pipeline.settings import CaseSettings, IngestSettings
+from pipeline.ingest_settings import IngestSettings
+from pipeline.settings import CaseSettings
 from pipeline.stages.ingest import ingest, read_observations
-from pipeline.stages.run import load_observation
+from pipeline.stages.observed import load_observation
 from pipeline.store import hdf5_content_digest, read_data, write_data
 from simulators.protocol import Data, Observable
 from simulators.radial_velocity import RadialVelocity

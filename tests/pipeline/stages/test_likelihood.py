@@ -33,7 +33,7 @@ LEARNED: dict[str, Any] = {
     "likelihood": {
         "when": "always",
         "members": 2,
-        "steps": 300,
+        "steps": 200,
         "check_every": 100,
         "learning_rate": 5e-3,
         "flow": {"transforms": 2, "hidden": 24, "blocks": 1, "bins": 6},
@@ -41,7 +41,7 @@ LEARNED: dict[str, Any] = {
     "train": CASE["train"]
     | {"phases": [{"objective": "forward_kl", "steps": 200, "learning_rate": 3e-3, "batch": 128}, {"objective": "elbo", "steps": 60, "batch": 64}]},
     "infer": {"draws": 500, "refine": {"when": "never"}, "sample": {"when": "never"}, "predictive_draws": 200},
-    "validate": {"simulations": 150, "draws": 50, "proposals": 500},
+    "validate": {"simulations": 100, "draws": 50, "proposals": 500},
 }  # fmt: skip
 
 
@@ -105,6 +105,32 @@ def test_nothing_is_learned_twice_and_other_settings_are_noticed(hidden: Run, tm
     other = Run(hidden.case.model_copy(update={"likelihood": changed}), hidden.folder)
     with pytest.raises(InputError, match=r"made with likelihood.members = 2, the case says 1"):
         _ = other.model
+
+
+def test_another_model_of_the_same_data_uses_the_summary_of_the_first(hidden: Run, tmp_path: Path) -> None:
+    """One with another number of parameters, as models that are compared have; other data are refused."""
+    quick = {"steps": 20, "check_every": 10, "summary": {"kind": "pca", "size": 2}}
+    case = load_case(write_case(tmp_path, LEARNED | {"likelihood": LEARNED["likelihood"] | quick}))
+    first = Run(case, tmp_path / "first")
+    file = {"file": str(first.output("likelihood"))}
+
+    def second(**options: int) -> Run:
+        changed = LEARNED | {"likelihood": LEARNED["likelihood"] | quick | {"summary": file}}
+        changed["simulator"] = {"name": "linear_gaussian", "options": options}
+        return Run(load_case(write_case(tmp_path, changed)), tmp_path / "second")
+
+    for run in (first, second(dimension=2)):
+        simulate(run)
+        likelihood(run)
+    assert (
+        diagnostics_of(first.output("likelihood"))["summary_hash"]
+        == diagnostics_of(tmp_path / "second" / "likelihood.safetensors")["summary_hash"]
+        != diagnostics_of(hidden.output("likelihood"))["summary_hash"]
+    )
+    other = second(size=6)
+    simulate(other)
+    with pytest.raises(InputError, match=r"reads 5 numbers, simulator 'linear_gaussian' gives 6"):
+        likelihood(other)
 
 
 @pytest.mark.slow

@@ -148,7 +148,7 @@ def test_failed_simulations_are_kept_marked_and_counted(tmp_path: Path, capsys: 
         f"{int(failed.sum())} of 2000 simulations failed ({int(failed.sum())} NaN or infinite)"
         in capsys.readouterr().err
     )
-    held_out, training = load_simulations(run, run.simulator)
+    held_out, training = load_simulations(run, run.model)
     assert len(held_out) + len(training) == 2_000 - int(failed.sum())
     assert f"{int(failed[100:].sum())} of 1900 training simulations failed" in capsys.readouterr().err
 

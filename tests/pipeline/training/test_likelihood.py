@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -99,6 +100,18 @@ def test_a_learned_summary_keeps_what_the_data_say_of_theta() -> None:
     assert (residual.std(0) < 0.75 * width.mean(0)).all()
     again = learn(simulator, 500, summary=network.summary, steps=20, check_every=10).network
     assert again.summary.digest(simulator) == network.summary.digest(simulator)
+
+
+@pytest.mark.slow
+def test_sbis_nle_learns_the_same_density() -> None:
+    simulator = LinearGaussian(dimension=2, size=3)
+    found = learn(simulator, 2_000, estimator="sbi_nle", members=1, steps=400)
+    assert 0 < found.steps["member 0"] <= math.ceil(400 * 128 / 2_000) + 1  # sbi counts one more
+    test = simulated(simulator, 1_000, 10)
+    gap = simulator.log_likelihood(test.theta, test.x) - mixture(
+        found.network.member_log_prob(test.theta, found.network.read(test.x))
+    )
+    assert -3 * float(gap.std()) / 1_000**0.5 < float(gap.mean()) < 0.3  # its learning rate is slow: 26 epochs
 
 
 class Photons(LinearGaussian):

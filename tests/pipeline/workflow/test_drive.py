@@ -16,6 +16,7 @@ from types import FrameType
 import pytest
 
 from pipeline.config import load_case
+from pipeline.errors import InputError
 from pipeline.stages.run import Run
 from pipeline.stages.simulate import simulate
 from pipeline.store import hdf5_content_digest
@@ -186,3 +187,9 @@ def test_a_jobs_command_is_quoted_and_has_its_threads(tmp_path: Path) -> None:
     said = f"import os, sys; print(sys.argv[1] == {odd!r}, os.environ['OMP_NUM_THREADS'], os.environ['FROM_SETUP'])"
     out, _ = start_job(tmp_path, [sys.executable, "-c", said, odd]).communicate(timeout=20)
     assert "True 3 yes" in out
+
+
+def test_training_on_several_gpus_is_refused_and_not_done_twice(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="`train` uses one process"):
+        jobs_of(tmp_path, {"train": replace(STAGE, gpus=2)}, load_profile("slurm-gpu"))
+    jobs_of(tmp_path, {"train": replace(STAGE, gpus=1)}, load_profile("slurm-gpu"))

@@ -32,11 +32,11 @@ def test_a_job_has_the_same_name_each_time_and_another_in_another_folder() -> No
 
 def test_parts_share_the_shards_and_a_last_job_links_them() -> None:
     run = ["/data/runs/k2 24/workflow/case.yaml", "--run-dir", "/data/runs/k2 24"]
-    assert JOBS.argv("simulate", 1) == ["elboscope", "simulate", *run, "--shard", "1/3"]
+    assert JOBS.argv("simulate", 1) == ["elboscope", "simulate", *run, "--shard", "1/3", "--workers", "2"]
     assert JOBS.argv("simulate") == ["elboscope", "simulate", *run, "--merge"]
     assert JOBS.argv("train") == ["elboscope", "train", *run]
     alone = replace(JOBS, stages={"simulate": ONE})
-    assert alone.argv("simulate") == ["elboscope", "simulate", *run]
+    assert alone.argv("simulate") == ["elboscope", "simulate", *run, "--workers", "2"]
     assert "'/data/runs/k2 24'" in JOBS.params("train")["command"]
 
 
