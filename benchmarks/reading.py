@@ -10,11 +10,11 @@ rounds of neighbours in time.
 training   Steps a second of `forward_kl` with a network of 5 million parameters, batch 256: a bare loop of batch, loss,
            gradient, clipping and Adam, the same for both. Streamed: two windows and more are read from the disk while it runs.
            A thread reads them; where there is one core for both, it takes its time from the steps.
-loading    Rows a second of the batches alone, over whole epochs. Ours carry theta, x, features, pilot and weights
-           (x twice: float64 for the likelihood, float32 for the network), sbi's theta and x in float32, all in memory.
-memory     The streamed process runs in a memory cgroup whose limit is what the process has before it meets the set, and
-           the memory given: the kernel kills what exceeds it (so it does to the side that holds the set in memory: the last
-           row), and page cache counts. Where no cgroup may be made, peak anonymous memory stands alone.
+loading    Rows a second of the batches alone, over whole epochs, as `forward_kl` and NPE need them. Ours carry theta,
+           features (here x in float32), pilot and weights, sbi's theta and x in float32 and a mask, in memory.
+memory     The streamed process runs in a memory cgroup whose limit is what the process has before it meets the set, anonymous
+           and mapped files, and the memory given: the kernel kills what exceeds it (so it does to the side that holds the set
+           in memory: the last row), and page cache counts. Where no cgroup may be made, peak anonymous memory stands alone.
 
 Rows go to benchmarks/results/reading.csv.
 """
@@ -112,7 +112,7 @@ def side(name: str, folder: Path, count: int, memory_gb: float, steps: int) -> N
 
 def our_steps(source: Any, steps: int, network: Any, optimizer: Any) -> dict[str, float]:
     """Batches, with an optimiser step on each where there is one; the first windows come before the clock starts."""
-    batches = source.batches(BATCH, seed=1, stage="reading")
+    batches = source.batches(BATCH, seed=1, stage="reading", with_x=False)
     peak = 0
     batches[0]
     started = time.perf_counter()
@@ -166,25 +166,29 @@ def drop_page_cache(folder: Path) -> str:
 
 
 @contextmanager
-def limited(process: subprocess.Popen[str], limit: int) -> Iterator[Path | None]:
-    """Put a process into a memory cgroup (v1) of its own; None where that is not permitted."""
-    group = CGROUP / f"reading-{process.pid}"
+def cgroup() -> Iterator[Path | None]:
+    """A memory cgroup (v1) for one process, without a limit yet; None where it may not be made."""
+    group = CGROUP / f"reading-{os.getpid()}"
     try:
         group.mkdir()
-        (group / "memory.limit_in_bytes").write_text(str(limit), encoding="utf-8")
-        (group / "memory.move_charge_at_immigrate").write_text("1", encoding="utf-8")
-        (group / "cgroup.procs").write_text(str(process.pid), encoding="utf-8")
     except OSError:
-        with suppress(OSError):
-            group.rmdir()
         yield None
         return
     try:
         yield group
     finally:
-        process.wait()
         with suppress(OSError):
             group.rmdir()
+
+
+def limit_to(group: Path, more: int) -> int:
+    """Limit a cgroup to the memory that its process has now, anonymous and mapped files, and `more`; bytes."""
+    lines = (group / "memory.stat").read_text(encoding="utf-8").splitlines()
+    now = {name: int(value) for name, value in (line.split() for line in lines)}
+    limit = now["rss"] + now["mapped_file"] + more
+    (group / "memory.limit_in_bytes").write_text(str(limit), encoding="utf-8")
+    (group / "memory.max_usage_in_bytes").write_text("0", encoding="utf-8")
+    return limit
 
 
 def measure(name: str, folder: Path, given: argparse.Namespace, *, bound: bool) -> dict[str, Any]:
@@ -193,20 +197,19 @@ def measure(name: str, folder: Path, given: argparse.Namespace, *, bound: bool) 
     steps = given.steps if "loading" not in name else given.count // BATCH
     command = [sys.executable, "-m", "benchmarks.reading", "--side", name, "--folder", str(folder)]
     command += ["--count", str(given.count), "--memory-gb", str(given.memory_gb), "--steps", str(steps)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    before = json.loads(process.stdout.readline())["before"]
-    record: dict[str, Any] = {"side": name, "page_cache": cache, "before_gb": before / 1e9}
-    limit = int(before + given.memory_gb * 1e9)
-    if not bound:
-        figures = finished(process)
-    else:
-        record["limit_gb"] = limit / 1e9
-        with limited(process, limit) as group:
-            figures = finished(process)
-            if group is not None:
-                record["cgroup_peak_gb"] = int((group / "memory.max_usage_in_bytes").read_text(encoding="utf-8")) / 1e9
+    with cgroup() as group:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        if group is not None:
+            (group / "cgroup.procs").write_text(str(process.pid), encoding="utf-8")
+        assert process.stdout is not None
+        before = json.loads(process.stdout.readline())["before"]
+        record: dict[str, Any] = {"side": name, "page_cache": cache, "before_gb": before / 1e9}
+        if bound and group is not None:
+            record["limit_gb"] = limit_to(group, int(given.memory_gb * 1e9)) / 1e9
+        output, _ = process.communicate("go\n")
+        figures: dict[str, Any] = json.loads(output) if output.strip() else {}
+        if "limit_gb" in record and group is not None:
+            record["cgroup_peak_gb"] = int((group / "memory.max_usage_in_bytes").read_text(encoding="utf-8")) / 1e9
     killed = process.returncode == -signal.SIGKILL
     if process.returncode and not (killed and bound):
         raise SystemExit(f"{name}: ended with {process.returncode}")
@@ -214,12 +217,6 @@ def measure(name: str, folder: Path, given: argparse.Namespace, *, bound: bool) 
     if "peak" in figures:
         record["added_gb"] = (figures.pop("peak") - before) / 1e9
     return record | figures
-
-
-def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """Let a side go on, and wait for its figures; none where the kernel killed it."""
-    output, _ = process.communicate("go\n")
-    return json.loads(output) if output.strip() else {}
 
 
 def main() -> None:
@@ -241,17 +238,23 @@ def main() -> None:
         given.count = int(TIMES_LARGER * given.memory_gb * 1e9 / row_bytes)
         simulate(run_of(folder, given.count))
         with progress_bar("reading", given.rounds * len(SIDES) + 1) as advance:
+            turns = [(n, one, one == "streamed") for n in range(given.rounds) for one in SIDES]
             records = []
-            for round_ in range(given.rounds):
-                for one in SIDES:
-                    records.append({"round": round_} | measure(one, folder, given, bound=one == "streamed"))
-                    advance(1, note=one)
-            records.append({"round": given.rounds} | measure("in memory", folder, given, bound=True))
+            for round_, one, bound in [*turns, (given.rounds, "in memory", True)]:
+                records.append({"round": round_} | measure(one, folder, given, bound=bound))
+                sys.stdout.write(in_words(records[-1]) + "\n")
+                sys.stdout.flush()
+                advance(1, note=one)
     report(records)
 
 
+def in_words(record: dict[str, Any]) -> str:
+    """One measurement on a line."""
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items())
+
+
 def report(records: list[dict[str, Any]]) -> None:
-    """The table, and the ratios of each round."""
+    """The table in a file, and the ratios, medians over rounds."""
 
     def ratio(above: str, below: str, figure: str) -> float:
         rounds = sorted({r["round"] for r in records})
@@ -265,8 +268,6 @@ def report(records: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, [*columns, *machine], lineterminator="\n", restval="")
         writer.writeheader()
         writer.writerows(r | machine for r in records)
-    for r in records:
-        sys.stdout.write(", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in r.items()) + "\n")
     sys.stdout.write(
         f"streamed / in memory, steps a second: {ratio('streamed', 'in memory', 'steps_a_second'):.3f}\n"
         f"loading in memory / sbi, rows a second: {ratio('loading in memory', 'loading with sbi', 'rows_a_second'):.1f}\n"

@@ -92,9 +92,16 @@ class TrainingSet:
         """Theta of every simulation, (N, D)."""
         return self.theta
 
-    def batches(self, batch: int, *, seed: int, stage: str, processes: Processes = ALONE) -> Batches:
+    def batches(
+        self, batch: int, *, seed: int, stage: str, processes: Processes = ALONE, with_x: bool = True
+    ) -> Batches:
         """Batches of stored simulations."""
-        return StoredBatches(self, batch, seed=seed, stage=stage, processes=processes)
+        stored = self if with_x else self.without_x()
+        return StoredBatches(stored, batch, seed=seed, stage=stage, processes=processes)
+
+    def without_x(self) -> TrainingSet:
+        """What an objective without a likelihood needs: x in float64 is most of a row's bytes."""
+        return replace(self, x={})
 
 
 def joined(parts: Sequence[TrainingSet]) -> TrainingSet:
@@ -129,8 +136,17 @@ class Batches(Protocol):
 class Source(Protocol):
     """Where training pairs come from: stored simulations (`TrainingSet`, `StreamedSet`), or fresh ones (`FreshSimulations`)."""
 
-    def batches(self, batch: int, *, seed: int, stage: str, processes: Processes = ALONE) -> Batches:
-        """Batches of `batch` rows, a function of (seed, stage, step); of each, process r of R has rows r, r + R, ..."""
+    def batches(
+        self, batch: int, *, seed: int, stage: str, processes: Processes = ALONE, with_x: bool = True
+    ) -> Batches:
+        """Batches of `batch` rows, a function of (seed, stage, step); of each, process r of R has rows r, r + R, ...
+
+        Args:
+            batch: rows a step.
+            seed, stage: of the random stream.
+            processes: which share the rows.
+            with_x: whether x is needed, as a likelihood does; features and pilot are there in any case.
+        """
         ...
 
     def true_theta(self) -> Tensor | None:
@@ -254,9 +270,12 @@ class HostSet:
         """What the network is standardised on: the first HEAD_ROWS."""
         return self.stored.rows(slice(HEAD_ROWS)).to(self.device)
 
-    def batches(self, batch: int, *, seed: int, stage: str, processes: Processes = ALONE) -> Batches:
+    def batches(
+        self, batch: int, *, seed: int, stage: str, processes: Processes = ALONE, with_x: bool = True
+    ) -> Batches:
         """Batches on the training device."""
-        return StoredBatches(self.stored, batch, seed=seed, stage=stage, processes=processes, device=self.device)
+        stored = self.stored if with_x else self.stored.without_x()
+        return StoredBatches(stored, batch, seed=seed, stage=stage, processes=processes, device=self.device)
 
     def true_theta(self) -> Tensor:
         """Theta of every simulation, (N, D)."""
@@ -278,7 +297,9 @@ class FreshSimulations:
     proposal: Distribution
     device: torch.device
 
-    def batches(self, batch: int, *, seed: int, stage: str, processes: Processes = ALONE) -> Batches:
+    def batches(
+        self, batch: int, *, seed: int, stage: str, processes: Processes = ALONE, with_x: bool = True
+    ) -> Batches:
         """Batches of fresh simulations; each of several processes simulates the whole batch and keeps its own rows."""
         return _FreshBatches(self, batch, seed, stage, processes)
 
@@ -322,7 +343,9 @@ class FreshNoise:
     source: Source
     simulator: WithSignal
 
-    def batches(self, batch: int, *, seed: int, stage: str, processes: Processes = ALONE) -> Batches:
+    def batches(
+        self, batch: int, *, seed: int, stage: str, processes: Processes = ALONE, with_x: bool = True
+    ) -> Batches:
         """Batches of the source with noise of their own."""
         inner = self.source.batches(batch, seed=seed, stage=stage, processes=processes)
         return _NoisyBatches(inner, self.simulator, seed, stage, processes)

@@ -65,7 +65,9 @@ class Phase(L.LightningModule):
         self.simulator, self.prior, self.proposal = simulator, prior, proposal
         self.held_out = held_out
         self.processes = processes
-        self.batches = training.batches(phase.batch, seed=seed, stage=f"train-{index}", processes=processes)
+        self.batches = training.batches(
+            phase.batch, seed=seed, stage=f"train-{index}", processes=processes, with_x=phase.needs_likelihood
+        )
         self.history: list[dict[str, float]] = []
         self.memory: Tensor
         remembered = training.true_theta() if phase.memory else None

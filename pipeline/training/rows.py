@@ -23,7 +23,7 @@ from simulators.units import conversion_factor
 
 FAILED = "failed"
 """Dataset (N,): not zero for simulations that failed, which are never trained on."""
-OPEN_FILES = 16
+OPEN_FILES = 4
 """Shards that are open at once: a virtual dataset read by HDF5 itself keeps all of them open, and their chunk caches."""
 
 
@@ -150,7 +150,7 @@ class SimulationRows:
         else:
             if len(self._files) == OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
-            self._files[path] = h5py.File(path, "r", rdcc_nbytes=0, locking=False)  # whole chunks are read, and once
+            self._files[path] = h5py.File(path, "r", rdcc_nbytes=0)  # whole chunks are read, and once
         return self._files[path]
 
 

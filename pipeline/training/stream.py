@@ -31,10 +31,12 @@ from pipeline.training.rows import SimulationRows
 BLOCK_BYTES = 4 << 20
 """Of the file that are read at once: large enough for a disk or a parallel file system."""
 LEAST_BLOCKS = 32
-"""Blocks of a window at least."""
+"""Blocks of a window at least, up to rounding to whole chunks."""
 CPU = torch.device("cpu")
 READING = 6
 """Blocks' worth of memory that reading one takes: as stored, in the units and dtype asked for, checked, with features."""
+SPARE_BYTES = 32 << 20
+"""For batches and what allocators keep, at most; an eighth of a memory that is smaller than eight times that."""
 BOOKKEEPING = 24
 """Bytes a row of a window for its number and its place."""
 
@@ -70,15 +72,16 @@ def plan_of(rows: SimulationRows, start: int, *, row_bytes: int, memory_gb: floa
         InputError: too little memory for a window of four batches and LEAST_BLOCKS rows.
     """
     head = int(min(HEAD_ROWS, rows.total - start, memory_gb * 1e9 / 8 / row_bytes))
-    window = int((memory_gb * 1e9 - head * row_bytes) / (2 + READING / LEAST_BLOCKS) / (row_bytes + BOOKKEEPING))
+    left = memory_gb * 1e9 - head * row_bytes - min(SPARE_BYTES, memory_gb * 1e9 / 8)
+    window = int(left / (2 + READING / LEAST_BLOCKS) / (row_bytes + BOOKKEEPING))
     least = max(4 * batch, LEAST_BLOCKS)
     if window < least:
         raise InputError(
             f"train.memory_gb: {memory_gb:g} GB holds two windows of {window} simulations, at least {least} are needed; raise it to {3 * least * row_bytes / 1e9:.2g}"
         )
     block = max(1, min(BLOCK_BYTES // rows.file_row_bytes, window // LEAST_BLOCKS))
-    if block > rows.chunk_rows:
-        block -= block % rows.chunk_rows
+    if 2 * block > rows.chunk_rows:
+        block = max(1, round(block / rows.chunk_rows)) * rows.chunk_rows
     return Plan(start, rows.total, block, window // block, max(head, 1))
 
 
@@ -123,9 +126,11 @@ class StreamedSet:
         """Theta of every simulation, (N, D), in memory."""
         return torch.cat([self.rows.true_theta(*b) for b in self.blocks]).to(self.device)
 
-    def batches(self, batch: int, *, seed: int, stage: str, processes: Processes = ALONE) -> Batches:
+    def batches(
+        self, batch: int, *, seed: int, stage: str, processes: Processes = ALONE, with_x: bool = True
+    ) -> Batches:
         """Batches in the order of the stream."""
-        return StreamedBatches(self, batch, seed=seed, stage=stage, processes=processes)
+        return StreamedBatches(self, batch, seed=seed, stage=stage, processes=processes, with_x=with_x)
 
 
 @dataclass(frozen=True)
@@ -151,9 +156,11 @@ class StreamedBatches:
     Of several processes each keeps and prepares its own rows alone; each reads the whole file.
     """
 
-    def __init__(self, source: StreamedSet, batch: int, *, seed: int, stage: str, processes: Processes) -> None:
+    def __init__(
+        self, source: StreamedSet, batch: int, *, seed: int, stage: str, processes: Processes, with_x: bool = True
+    ) -> None:
         self.source, self.batch, self.count = source, batch, len(source)
-        self.seed, self.stage, self.processes = seed, stage, processes
+        self.seed, self.stage, self.processes, self.with_x = seed, stage, processes, with_x
         self.first_numbers = np.concatenate([[0], np.cumsum(source.counts)[:-1]])
         self.windows_per_epoch = -(-len(source.blocks) // source.plan.window_blocks)
         self._epochs: dict[int, _Epoch] = {}
@@ -185,6 +192,7 @@ class StreamedBatches:
         self._wanted = frozenset()
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._buffers, self._reading = [], {}
+        self.source.rows.close()
 
     # ------------------------------------------------------------ order
 
@@ -193,7 +201,8 @@ class StreamedBatches:
         if epoch not in self._epochs:
             stream = generator(self.seed, f"{self.stage}-blocks", epoch)
             order = torch.randperm(len(self.source.blocks), generator=stream).numpy()
-            windows = np.array_split(order, self.windows_per_epoch)
+            # read in the order of the file within a window: one shard after the other, and rows are shuffled anyway
+            windows = [np.sort(w) for w in np.array_split(order, self.windows_per_epoch)]
             starts = np.concatenate([[0], np.cumsum([self.source.counts[w].sum() for w in windows])])
             self._epochs = {e: v for e, v in self._epochs.items() if abs(e - epoch) == 1} | {
                 epoch: _Epoch(windows, starts)
@@ -239,6 +248,7 @@ class StreamedBatches:
                 continue
             own_only = None if processes.world == 1 else mine
             rows = source.rows.read(*source.blocks[block], own=own_only, device=source.device).to(CPU)
+            rows = rows if self.with_x else rows.without_x()
             stored, numbers = self._buffer(buffer, rows)
             stored.put(here[mine], rows)
             numbers[here[mine]] = int(self.first_numbers[block]) + mine.nonzero()[:, 0]

@@ -50,7 +50,7 @@ def test_fresh_noise_learns_more_from_as_many_signals(tmp_path: Path) -> None:
         last = history[-1]["held_out_forward_log_q"]
         assert last > best[noise] - 0.2 if noise == "fresh" else last < best[noise]
     # nats; the same 600 held-out simulations for both, their own noise
-    assert best["fresh"] > best["stored"] + 0.05
+    assert best["fresh"] > best["stored"] + 0.3
 
 
 def test_signals_lie_beside_x_and_batches_have_noise_of_their_own(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_the_order_of_rows_is_content_and_the_memory_is_not(tmp_path: Path, monk
     run = new_run(tmp_path)
     train(run)
     assert (
-        "train: 5,000 simulations, 0.0007 GB, more than train.memory_gb: read from the file in blocks of 25, 32 of them mixed"
+        "train: 5,000 simulations, 0.0007 GB, more than train.memory_gb: read from the file in blocks of 19, 33 of them mixed"
         in said
     )
     streamed = read_key(run.output("train"))

@@ -147,3 +147,12 @@ def test_processes_share_fresh_simulations() -> None:
     own = source.batches(6, seed=1, stage="train-0", processes=Processes(1, 2))[2]
     assert torch.equal(own.x["x"], whole.x["x"][1::2])
     assert torch.equal(own.inputs.features, whole.inputs.features[1::2])
+
+
+def test_x_is_left_out_where_no_likelihood_asks_for_it() -> None:
+    _, prepared, x, _ = simulations()
+    with_x, without = (prepared.batches(10, seed=1, stage="a", with_x=w)[3] for w in (True, False))
+    assert without.x == {}
+    assert torch.equal(with_x.x["x"], x["x"][with_x.numbers])
+    assert torch.equal(without.inputs.features, with_x.inputs.features)
+    assert torch.equal(without.log_importance, with_x.log_importance)

@@ -156,7 +156,7 @@ def test_two_windows_and_the_head_fit_into_the_memory_given(make_rows: MakeRows)
         plan = plan_of(rows, HELD_OUT, row_bytes=row_bytes, memory_gb=gigabytes, batch=BATCH)
         window = plan.block_rows * plan.window_blocks
         used = plan.head_rows * row_bytes + 2 * window * (row_bytes + 24)
-        assert 0.75 * gigabytes * 1e9 < used <= gigabytes * 1e9
+        assert 0.65 * gigabytes * 1e9 < used <= gigabytes * 1e9
         assert plan.window_blocks >= 32
     with pytest.raises(InputError, match=r"train.memory_gb: 1e-06 GB holds two windows of \d+ .* raise it to"):
         plan_of(rows, HELD_OUT, row_bytes=row_bytes, memory_gb=1e-6, batch=BATCH)
