@@ -150,7 +150,7 @@ class SimulationRows:
         else:
             if len(self._files) == OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
-            self._files[path] = h5py.File(path, "r", rdcc_nbytes=0)  # whole chunks are read, and once
+            self._files[path] = open_hdf5(path, chunk_cache_bytes=0)  # whole chunks are read, and once
         return self._files[path]
 
 
@@ -230,6 +230,6 @@ def _row_bytes(dataset: Any) -> int:
 def _chunk_rows(dataset: Any, pieces: Sequence[Piece]) -> tuple[int, int]:
     """Rows of a chunk as they are stored, and bytes of a row."""
     if dataset.is_virtual:
-        with h5py.File(pieces[0].path, "r") as file:
+        with open_hdf5(pieces[0].path) as file:
             return _chunk_rows(file[dataset.name], ())
     return (dataset.chunks[0] if dataset.chunks else 1), _row_bytes(dataset)
