@@ -17,6 +17,7 @@ import pytest
 from pipeline.commands.stages import perform
 from pipeline.config import load_case
 from pipeline.errors import InputError
+from pipeline.interrupt import RUN_AGAIN
 from pipeline.stages import run as run_module
 from pipeline.stages import train as train_module
 from pipeline.stages.run import Run
@@ -111,19 +112,27 @@ def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(tmp_path: Path, ca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
-def test_stopped_or_killed_they_go_on_where_they_were(tmp_path: Path, stop: int) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGKILL])
+def test_stopped_or_killed_they_go_on_where_they_were(tmp_path: Path, stop: signal.Signals) -> None:
     steps = {"phases": [{"objective": "forward_kl", "steps": 400, "batch": 64}]}
     whole, stopped = (of_devices(tmp_path / name, CASE | {"train": CASE["train"] | steps}, 2) for name in "ab")
     train(whole)
     command = [sys.executable, "-m", "pipeline.cli", "train", str(tmp_path / "b/case.yaml")]
-    process = subprocess.Popen([*command, "--run-dir", str(stopped.folder)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [*command, "--run-dir", str(stopped.folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
     checkpoint = stopped.folder / "checkpoints/phase-0.ckpt"
     while not checkpoint.exists():
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(stop)
-    assert process.wait(60) == (143 if stop == signal.SIGTERM else -stop)
+    if stop == signal.SIGINT:  # Ctrl-C goes to all processes of a terminal
+        os.killpg(process.pid, stop)
+    else:
+        process.send_signal(stop)
+    codes = {signal.SIGTERM: 143, signal.SIGUSR1: RUN_AGAIN, signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}
+    assert process.wait(60) == codes[stop]
     time.sleep(3)  # those of a killed command notice that it is gone
     assert not stopped.output("train").exists()
     train(stopped)
