@@ -5,7 +5,8 @@ r"""Random SIGKILLs over simulate, merge, train and infer of a small case: nothi
 An undisturbed run comes first; it says for how long each stage works. Then a second run is made under fire: a stage is
 started, and at a random moment of its work a process is killed: the command itself, or (three in ten, where there are
 some) one of its workers. After every kill all files that have their final name are read to the end. A stage that
-finished under its quota is undone and begins again. At the end the content of both runs must be equal.
+finished under its quota is undone and begins again. At the end the content of both runs must be equal. Commands are forks of this
+process, which has imported all they need; their workers are fresh processes.
 
 Rows go to benchmarks/results/kills.csv.
 """
@@ -13,15 +14,16 @@ Rows go to benchmarks/results/kills.csv.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import h5py
@@ -29,7 +31,11 @@ import numpy as np
 import torch
 import yaml
 
+import pipeline.stages.infer
+import pipeline.stages.simulate
+import pipeline.stages.train  # noqa: F401  before it forks
 from benchmarks.table import append
+from pipeline.cli import main as elboscope
 from pipeline.run_lock import FOLDER as LOCKS
 from pipeline.stages.verify import check_run
 from pipeline.store import hdf5_content_digest, read_safetensors, write_data
@@ -43,16 +49,16 @@ CASE = {
     "threads": 1,
     "simulator": {"name": "SlowGaussian", "path": "slow.py"},
     "observation": "observed.h5",
-    "simulate": {"count": 9_500, "held_out": 500, "shard": 250, "workers": 2},
+    "simulate": {"count": 2_800, "held_out": 200, "shard": 100, "workers": 2},
     "train": {
         "flow": {"transforms": 2, "hidden": 16, "blocks": 1, "bins": 4},
         "embedding": {"kind": "none"},
         "phases": [
-            {"objective": "forward_kl", "steps": 300, "batch": 128},
-            {"objective": "elbo", "steps": 300, "batch": 128},
+            {"objective": "forward_kl", "steps": 120, "batch": 128},
+            {"objective": "elbo", "steps": 120, "batch": 128},
         ],
-        "check_every": 100,
-        "checkpoint_every": 50,
+        "check_every": 40,
+        "checkpoint_every": 20,
     },
     "infer": {"refine": {"when": "never"}, "sample": {"when": "never"}, "draws": 1_000},
 }
@@ -67,7 +73,7 @@ class SlowGaussian(LinearGaussian):
     batch = 50
 
     def simulate(self, theta, context=None, *, generator):
-        time.sleep(2e-4 * len(theta))
+        time.sleep(1e-3 * len(theta))
         x = super().simulate(theta, context, generator=generator)
         return {"x": torch.where(theta[:, :1] > 2.5, torch.nan, x["x"])}
 """
@@ -92,18 +98,34 @@ class Tally:
     unreadable: int
 
 
-def start(folder: Path, run: str, stage: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, run: str, stage: str) -> ForkProcess:
     """The command of a stage."""
-    command = [sys.executable, "-m", "pipeline.cli", *STAGES[stage][0], "case.yaml", "--run-dir", run]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = multiprocessing.get_context("fork").Process(target=command, args=(folder, run, STAGES[stage][0]))
+    process.start()
+    return process
+
+
+def command(folder: Path, run: str, arguments: list[str]) -> None:
+    """In the fork: what the shell's `elboscope` does."""
     log = (folder / "log.txt").open("ab")
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(log.fileno(), stream.fileno())
+    os.chdir(folder)
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    sys.argv = ["elboscope", *arguments, "case.yaml", "--run-dir", run]
+    elboscope()
 
 
-def wait_for_work(process: subprocess.Popen[bytes], run: Path) -> None:
+def ended(process: ForkProcess) -> int | None:
+    """Exit code, once it has ended."""
+    process.join()
+    return process.exitcode
+
+
+def wait_for_work(process: ForkProcess, run: Path) -> None:
     """Until it has announced itself in the run folder: imports are done."""
     mine = f"-{process.pid}-"
-    while process.poll() is None:
+    while process.is_alive():
         if any(mine in p.name for p in (run / LOCKS).glob("[!.]*.json")):
             return
         time.sleep(0.002)
@@ -118,7 +140,7 @@ def undisturbed(folder: Path) -> dict[str, float]:
         process = start(folder, "whole", stage)
         wait_for_work(process, folder / "whole")
         began = time.monotonic()
-        if process.wait() != 0:
+        if ended(process) != 0:
             raise SystemExit(f"{stage} failed: see {folder / 'log.txt'}")
         seconds[stage] = time.monotonic() - began
     return seconds
@@ -140,13 +162,14 @@ def under_fire(folder: Path, stage: str, kills: int, seconds: float, chance: ran
         process = start(folder, "killed", stage)
         wait_for_work(process, run)
         time.sleep(chance.uniform(0, seconds))
-        if process.poll() is None:
-            own = children(process.pid)
-            victim = chance.choice(own) if own and chance.random() < WORKER_SHARE else process.pid
+        if process.is_alive():
+            command_itself = process.pid or 0
+            own = children(command_itself)
+            victim = chance.choice(own) if own and chance.random() < WORKER_SHARE else command_itself
             os.kill(victim, signal.SIGKILL)
             done += 1
-            workers += victim != process.pid
-        code = process.wait()
+            workers += victim != command_itself
+        code = ended(process)
         if code not in (0, -signal.SIGKILL):
             raise SystemExit(f"{stage}: exit code {code}: see {folder / 'log.txt'}")
         bad = check_run(run)
@@ -158,7 +181,7 @@ def under_fire(folder: Path, stage: str, kills: int, seconds: float, chance: ran
             if done < kills:
                 undo(run, stage)
     process = start(folder, "killed", stage)
-    if process.wait() != 0:
+    if ended(process) != 0:
         raise SystemExit(f"{stage}: does not finish: see {folder / 'log.txt'}")
     return Tally(stage, done, workers, finished, unreadable)
 

@@ -15,7 +15,7 @@ class StageResources(Settings):
     cores: Positive = Field(default=1, description="CPU cores of a job; of each process where there are several")
     memory_gb: PositiveFloat = Field(default=4.0, description="memory of a node, GB")
     gpus: Annotated[int, Field(ge=0)] = Field(default=0, description="GPUs of a node")
-    nodes: Positive = Field(default=1, description="nodes; one, as every stage is one process")
+    nodes: Positive = Field(default=1, description="nodes; more than one for `train` alone")
     minutes: Positive = Field(default=60, description="time limit; doubled at each retry")
     parts: Positive = Field(default=1, description="jobs that share the work of a stage which can be divided")
 

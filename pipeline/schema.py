@@ -3,6 +3,7 @@
 Data file (simulations and observations share it), HDF5:
 
     /x/<observable>     (N, *shape)   attributes: unit, role, label
+    /x/signal_<name>    (N, *shape)   noise-free data of simulations, where simulate.signal is set
     /theta              (N, D)        where known; attributes: names, units
     /id                 (N,) UTF-8    observations only
     /failed             (N,) uint8    simulations only: 0, or why the row has no x (`simulators.failures`), which is then NaN

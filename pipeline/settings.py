@@ -38,6 +38,10 @@ class SimulateSettings(Settings):
         default=None,
         description="simulations asked for at once; bounds memory; part of the content; default: the simulator's own `batch`, or 16384",
     )
+    signal: bool = Field(
+        default=False,
+        description="store the noise-free signal beside x, where the simulator knows it (`signal`, `observe`); for train.noise",
+    )
     workers: Positive | None = Field(default=None, description="processes; default: one a core for long work on CPUs")
     most_failed: Fraction = Field(default=0.1, description="share of failed simulations above which they are refused")
     compression: Literal["none", "zstd", "blosc2"] = Field(
@@ -145,6 +149,18 @@ class TrainSettings(Settings):
         default="file",
         description="where training pairs come from: stored simulations, or fresh ones at every step (fast batched simulators)",
     )
+    noise: Literal["stored", "fresh"] = Field(
+        default="stored",
+        description="fresh: every step observes the stored signals anew (simulate.signal: true); held-out simulations keep their noise",
+    )
+    devices: Positive | Literal["auto"] = Field(
+        default=1,
+        description="processes that train together on this machine, each on its own rows of every batch: one a GPU, or on CPU cores; auto: all GPUs. Under srun or torchrun their number decides",
+    )
+    memory_gb: PositiveFloat = Field(
+        default=4.0,
+        description="stored simulations that take more are read from the file while training, in as much memory (1e9 bytes)",
+    )
     guard: GuardSettings = GuardSettings()
     steps: Positive | None = Field(
         default=None, description="if given: total steps, shared among the phases in their proportions"
@@ -159,6 +175,7 @@ class TrainSettings(Settings):
     checkpoint_every: Positive = Field(
         default=500, description="steps between checkpoints from which a killed run continues"
     )
+    execution_only = frozenset({"devices", "memory_gb"})
 
 
 class AdaptSettings(Settings):

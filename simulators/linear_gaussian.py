@@ -61,8 +61,16 @@ class LinearGaussian:
         self, theta: Tensor, context: Mapping[str, Tensor] | None = None, *, generator: torch.Generator
     ) -> Data:
         """x = A theta + noise, (N, D) -> (N, M)."""
+        return self.observe(self.signal(theta, context, generator=generator), theta, generator=generator)
+
+    def signal(self, theta: Tensor, context: Mapping[str, Tensor] | None = None, *, generator: torch.Generator) -> Data:
+        """A theta, (N, D) -> (N, M)."""
+        return {"x": self.mean(theta)}
+
+    def observe(self, signal: Data, theta: Tensor, *, generator: torch.Generator) -> Data:
+        """Signal + noise, (N, M)."""
         noise = torch.randn((theta.shape[0], self.size), generator=generator, device=theta.device, dtype=theta.dtype)
-        return {"x": self.mean(theta) + self.noise_scale * noise}
+        return {"x": signal["x"] + self.noise_scale * noise}
 
     def log_likelihood(self, theta: Tensor, x: Mapping[str, Tensor]) -> Tensor:
         r"""$\log p(x|\theta) = -\frac{1}{2} |x - A\theta|^2 / s^2 - \frac{M}{2} \log 2\pi s^2$, (..., N, D) -> (..., N)."""

@@ -1,8 +1,8 @@
 """What a simulator is: parameters, observables, `simulate`, and what it may offer beyond that.
 
 A simulator is any object with the attributes of :class:`Simulator`. No base class is needed. What is
-optional (`log_likelihood`, `features`, `pilot`, `model_curve`, `simulate_with_reasons`, `read_observation`) is looked up by name; the
-functions at the end of this file say whether it is there.
+optional (`log_likelihood`, `features`, `pilot`, `model_curve`, `signal`, `observe`, `simulate_with_reasons`,
+`read_observation`) is looked up by name; the functions at the end of this file say whether it is there.
 """
 
 from __future__ import annotations
@@ -128,6 +128,11 @@ class Simulator(Protocol):
     - `reduced(x) -> Data`: what `log_likelihood` needs of x, computed once where x stays the same for many theta.
     - `trust(theta, x) -> dict[str, Tensor]`: of a learned likelihood: numbers of the certificate that say how far it is
       to be trusted at equally weighted draws theta (L, N, D), (N,) each.
+    - `signal(theta, context, *, generator) -> Data` and `observe(signal, theta, *, generator) -> Data`: `simulate` in two
+      steps, where the first is expensive and the second is not. `signal` gives the noise-free data with the observing
+      conditions that it holds for, under the names of the observables; `observe` adds noise, and may draw anew
+      those conditions that the signal does not depend on (error bars, masks). Training can then draw new noise at every
+      step (`simulate.signal`, `train.noise`).
     - `read_observation(path) -> tuple[Data, list[str]]`: an observed file of this kind as x of N rows
       and their N identifiers.
     """
@@ -201,6 +206,31 @@ def likelihood_trust(simulator: Simulator, theta: Tensor, x: Mapping[str, Tensor
     """How far a learned likelihood is to be trusted at draws theta (L, N, D), (N,) each; nothing for the simulator's own."""
     trust = _optional(simulator, "trust")
     return {} if trust is None else trust(theta, x)
+
+
+def has_signal(simulator: Simulator) -> bool:
+    """Whether it simulates in two steps, signal and noise."""
+    return _optional(simulator, "signal") is not None and _optional(simulator, "observe") is not None
+
+
+def signal_of(
+    simulator: Simulator, theta: Tensor, context: Mapping[str, Tensor] | None, *, generator: torch.Generator
+) -> Data:
+    """Noise-free data and observing conditions of theta (N, D), (N, ...) each.
+
+    Raises:
+        ValueError: the simulator does not simulate in two steps.
+    """
+    if not has_signal(simulator):
+        raise ValueError(
+            f"simulator {simulator.name!r} has no `signal` and `observe`: its noise cannot be drawn apart; set simulate.signal: false"
+        )
+    return _optional(simulator, "signal")(theta, context, generator=generator)
+
+
+def observe(simulator: Simulator, signal: Data, theta: Tensor, *, generator: torch.Generator) -> Data:
+    """x from what `signal_of` gave: noise drawn anew."""
+    return _optional(simulator, "observe")(signal, theta, generator=generator)
 
 
 def data_observables(simulator: Simulator) -> tuple[Observable, ...]:

@@ -130,16 +130,24 @@ class RadialVelocity:
             time (d), velocity_error (m/s) and velocity (m/s), (N, M) each. Finite also where e >= 0.99,
             which is then computed at e = 0.99.
         """
-        count = theta.shape[0]
+        return self.observe(self.signal(theta, context, generator=generator), theta, generator=generator)
+
+    def signal(self, theta: Tensor, context: Mapping[str, Tensor] | None = None, *, generator: torch.Generator) -> Data:
+        """time (d), velocity_error (m/s), and the noise-free velocity (m/s) without offset, (N, M) each."""
         if context is None:
-            time, error = self.design.draw(count, generator=generator)
+            time, error = self.design.draw(theta.shape[0], generator=generator)
         else:
             time, error = context["time"].double(), context["velocity_error"].float()
-        x = {"time": time, "velocity_error": error}
+        return {"time": time, "velocity_error": error, "velocity": self.velocity(theta, time)}
+
+    def observe(self, signal: Data, theta: Tensor, *, generator: torch.Generator) -> Data:
+        """Noise of error bars and jitter, and an offset, on a noise-free velocity (m/s)."""
+        velocity = signal["velocity"]
         # one column more than epochs: the offset
-        normal = torch.randn((count, time.shape[1] + 1), generator=generator, device=theta.device, dtype=theta.dtype)
-        noise = self.offset_scale * normal[:, :1] + self._variance(theta, x).sqrt() * normal[:, 1:]
-        return x | {"velocity": (self.velocity(theta, time) + noise).double()}
+        shape = (len(velocity), velocity.shape[1] + 1)
+        normal = torch.randn(shape, generator=generator, device=theta.device, dtype=theta.dtype)
+        noise = self.offset_scale * normal[:, :1] + self._variance(theta, signal).sqrt() * normal[:, 1:]
+        return signal | {"velocity": (velocity + noise).double()}
 
     def log_likelihood(self, theta: Tensor, x: Mapping[str, Tensor]) -> Tensor:
         r"""log p(velocity given theta), theta (..., N, D), x of N rows -> (..., N).

@@ -9,8 +9,9 @@ flows      Our flow against stock nflows and zuko, with equal transforms, bins, 
            two linear layers and a gate by the context, ours is one layer, so nflows with 1 block, of our depth, is there
            too; zuko's network is one layer less deep than ours. The table has the numbers of parameters. Draws of one x
            show what it saves to read x once for all of them; with as many x as draws nothing is saved that way.
-batches    Training batches of 256 from 20,000 simulations, a whole epoch, against sbi's DataLoader. Ours hold theta and
-           x in float64 as well as features, pilot and importance weights; sbi's hold theta and x in float32, and a mask.
+batches    Training batches of 256 from 20,000 simulations, a whole epoch, against sbi's DataLoader. Ours hold
+           theta in float64, features, pilot and importance weights (x in float64 only where a likelihood needs it), sbi's
+           theta and x in float32, and a mask.
 scaling    How our own cost grows; the ratio is to the first size.
 gpu        Eager, compiled and captured steps, and the share of the time in which a kernel runs.
 

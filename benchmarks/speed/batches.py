@@ -28,7 +28,7 @@ def simulations(simulator: Simulator, count: int) -> TrainingSet:
 
 def our_epoch(source: Source) -> Call:
     """All batches of an epoch; the next call goes on with the next epoch."""
-    batches, steps = source.batches(BATCH, seed=1, stage="speed"), itertools.count()
+    batches, steps = source.batches(BATCH, seed=1, stage="speed", with_x=False), itertools.count()
 
     def epoch() -> None:
         for _ in range(STORED // BATCH):

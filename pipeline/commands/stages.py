@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,7 @@ PartOption = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     _stage_command(app, "likelihood", "Learn p(x | theta) from the simulations, where the simulator has no likelihood.")
-    _stage_command(app, "train", "Train the normalizing flow on the ELBO; a killed run continues.")
+    app.command("train")(train_command)
     _divisible_command(app, "validate", "Calibration on held-out simulations: SBC ranks and TARP coverage.")
     _divisible_command(app, "compare", "emcee and nautilus on the same likelihood and prior.")
     _stage_command(app, "report", "One self-contained HTML page.")
@@ -32,14 +33,26 @@ def register(app: typer.Typer) -> None:
 
 
 def perform(stage: str, run: Run, *, share: tuple[int, int] | None = None) -> Path:
-    """Run a stage while no other process writes what it reads or writes; parts of it go beside each other."""
+    """Run a stage while no other process writes what it reads or writes; parts of it go beside each other.
+
+    Of processes that train together one holds the run folder: the one that has started them, or the first of a launcher's.
+    """
     import importlib
+    from contextlib import nullcontext
 
     from pipeline.stages.run import hold
 
     function = getattr(importlib.import_module(f"pipeline.stages.{stage}"), stage)
-    with hold(run, stage, shared=share is not None):
+    held = stage == "train" and _is_held_by_another()
+    with nullcontext() if held else hold(run, stage, shared=share is not None):
         return function(run) if share is None else function(run, share=share)
+
+
+def _is_held_by_another() -> bool:
+    from pipeline.training.launch import LAUNCHED
+    from pipeline.training.together import variables
+
+    return LAUNCHED in os.environ or variables(os.environ).get("RANK", "0") != "0"
 
 
 def _stage_command(app: typer.Typer, name: str, summary: str) -> None:
@@ -66,6 +79,28 @@ def _divisible_command(app: typer.Typer, name: str, summary: str) -> None:
 
     command.__doc__ = f"{summary}\n\nExample: elboscope {name} configs/k2_24.yaml"
     app.command(name)(command)
+
+
+def train_command(
+    config: Config,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    observation: Observation = None,
+    devices: Annotated[
+        str | None, typer.Option("--devices", help="processes that train together on this machine, or auto: one a GPU")
+    ] = None,
+    number: Annotated[int, typer.Option("--round", hidden=True)] = 0,
+) -> None:
+    """Train the normalizing flow on the ELBO; a killed run continues. Under srun or torchrun all processes train together.
+
+    Examples: elboscope train configs/k2_24.yaml
+
+    srun --ntasks-per-node 4 elboscope train configs/k2_24.yaml
+    """
+    from dataclasses import replace
+
+    settings = [*(overrides or []), *([] if devices is None else [f"train.devices={devices}"])]
+    perform("train", replace(run_of(config, settings, run_dir, observation), round=number))
 
 
 def _share(part: str | None) -> tuple[int, int] | None:

@@ -127,6 +127,7 @@ class PosteriorNetwork(nn.Module):
         path_gradient: bool = False,
         dtype: torch.dtype = torch.float32,
         base_scale: float = 1.0,
+        part: tuple[int, int] = (0, 1),
     ) -> tuple[Tensor, Tensor]:
         r"""`draws` draws of theta for each observation, and their log_q.
 
@@ -134,13 +135,20 @@ class PosteriorNetwork(nn.Module):
         expectation is zero, is dropped, and the gradient vanishes when q is the posterior (Roeder, Wu and
         Duvenaud 2017, https://arxiv.org/abs/1703.09194).
 
+        Args:
+            condition: of N observations.
+            draws: K.
+            part: (r, R) where they are rows r, r + R, ... of R N, whose noise is drawn as a whole: a draw does not
+                depend on how rows are shared out.
+
         Returns:
             theta (K, N, D) and log_q (K, N), in `dtype`.
         """
         context = condition.context
-        count = context.shape[0]
+        rank, parts = part
+        count = context.shape[0] * parts
         noise = self.flow.noise(draws * count, generator=generator, device=context.device, dtype=context.dtype)
-        noise = noise.view(draws, count, self.dimension)
+        noise = noise.view(draws, count, self.dimension)[:, rank::parts]
         u, log_q = self.flow.sample_and_log_prob(noise, context, base_scale=base_scale)
         if path_gradient:
             fixed = {f"flow.{k}": p.detach() for k, p in self.flow.named_parameters()}

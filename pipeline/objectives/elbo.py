@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pipeline.objectives.joint import LogDensity, evaluate
+from pipeline.objectives.joint import LogDensity, Mean, evaluate, of_one_process
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,13 @@ class Bound:
 
 
 def elbo(
-    theta: Tensor, log_q: Tensor, *, log_likelihood: LogDensity, log_prior: LogDensity, power: float = 1.0
+    theta: Tensor,
+    log_q: Tensor,
+    *,
+    log_likelihood: LogDensity,
+    log_prior: LogDensity,
+    power: float = 1.0,
+    mean: Mean = of_one_process,
 ) -> Bound:
     r"""Monte Carlo estimate of the ELBO, averaged over N observations, nats.
 
@@ -43,9 +49,10 @@ def elbo(
         log_q: (K, N).
         log_likelihood, log_prior: theta -> (K, N).
         power: beta, exponent of the likelihood; 1 but while tempering.
+        mean: over the processes that share the batch.
     """
     joint = evaluate(theta, log_q, log_likelihood=lambda t: power * log_likelihood(t), log_prior=log_prior)
-    count = joint.usable.sum().clamp_min(1)
+    count = mean(joint.usable.sum()).clamp_min(1)
     reconstruction = joint.log_likelihood.sum() / count
     regularization = (joint.log_q - joint.log_prior).sum() / count
     return Bound(reconstruction - regularization, reconstruction, regularization, joint.refused)

@@ -11,11 +11,17 @@ import torch
 from torch import Tensor
 
 from pipeline.objectives.elbo import Bound
-from pipeline.objectives.joint import LogDensity, evaluate
+from pipeline.objectives.joint import LogDensity, Mean, evaluate, of_one_process
 
 
 def iwelbo(
-    theta: Tensor, log_q: Tensor, *, log_likelihood: LogDensity, log_prior: LogDensity, power: float = 1.0
+    theta: Tensor,
+    log_q: Tensor,
+    *,
+    log_likelihood: LogDensity,
+    log_prior: LogDensity,
+    power: float = 1.0,
+    mean: Mean = of_one_process,
 ) -> Bound:
     r"""Monte Carlo estimate of the bound with K draws, averaged over N observations, nats; doubly reparameterised.
 
@@ -34,6 +40,7 @@ def iwelbo(
         log_q: (K, N), dependent on the parameters of q through theta alone.
         log_likelihood, log_prior: theta -> (K, N).
         power: exponent of the likelihood; 1 but while tempering.
+        mean: over the processes that share the batch.
     """
     joint = evaluate(theta, log_q, log_likelihood=lambda t: power * log_likelihood(t), log_prior=log_prior)
     observed = joint.usable.any(0)
@@ -41,10 +48,10 @@ def iwelbo(
     log_weight = torch.where(joint.usable, joint.log_weight.detach(), -torch.inf)
     log_weight = torch.where(observed, log_weight, 0.0)
     share = torch.softmax(log_weight, 0) * joint.usable
-    rows = observed.sum().clamp_min(1)
+    rows = mean(observed.sum()).clamp_min(1)
     value = torch.where(observed, torch.logsumexp(log_weight, 0) - math.log(len(theta)), 0.0).sum() / rows
     slope = (share.square() * finite).sum() / rows
-    count = joint.usable.sum().clamp_min(1)
+    count = mean(joint.usable.sum()).clamp_min(1)
     reconstruction = joint.log_likelihood.detach().sum() / count
     regularization = (joint.log_q.detach() - joint.log_prior.detach()).sum() / count
     # the value of the bound, with the gradient of `slope`

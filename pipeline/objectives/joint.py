@@ -9,6 +9,15 @@ import torch
 from torch import Tensor
 
 LogDensity = Callable[[Tensor], Tensor]
+Mean = Callable[[Tensor], Tensor]
+"""The mean of a number over the processes that share a batch. A loss is a sum over own rows divided by the mean of what
+normalises it: the mean of the losses, and of their gradients, is then that of the whole batch."""
+
+
+def of_one_process(value: Tensor) -> Tensor:
+    """The mean over one process."""
+    return value
+
 
 FAR = 1_000.0
 """Nats below the median log weight of the same observation's draws from which a draw's pull is damped."""

@@ -35,8 +35,9 @@ from pipeline.store import (
     write_text,
 )
 from pipeline.training.auto import schedule
+from simulators.noise_free import WithSignal
 from simulators.priors import prior_of, proposal_of
-from simulators.protocol import Simulator, has_likelihood
+from simulators.protocol import Simulator, has_likelihood, has_signal
 
 STAGES = ("simulate", "likelihood", "train", "infer", "validate", "compare", "report")
 OUTPUTS = {
@@ -78,6 +79,17 @@ class Run:
     def simulator(self) -> Simulator:
         """The physics model."""
         return build_simulator(self.case.simulator)
+
+    @cached_property
+    def stored_simulator(self) -> Simulator:
+        """What stage `simulate` stores: the physics model, with its noise-free signal where `simulate.signal` says so."""
+        if not self.case.simulate.signal:
+            return self.simulator
+        if not has_signal(self.simulator):
+            raise InputError(
+                f"simulate.signal: simulator {self.simulator.name!r} has no `signal` and `observe`; set simulate.signal: false"
+            )
+        return WithSignal(self.simulator)
 
     @cached_property
     def prior(self) -> Distribution:

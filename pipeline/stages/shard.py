@@ -77,7 +77,7 @@ def plan(sizes: Sequence[int], rows: int) -> tuple[Shard, ...]:
 def shard_key(run: Run) -> str:
     """What all shards of a run have in common; index and rows say the rest. It does not depend on how many there are."""
     settings = run.relevant("seed", "simulator", "simulate")
-    settings["simulate"] = {k: settings["simulate"][k] for k in ("proposal", "batch")}
+    settings["simulate"] = {k: settings["simulate"][k] for k in ("proposal", "batch", "signal")}
     return content_key("simulate-shard", VERSION, settings, {})
 
 
@@ -104,7 +104,7 @@ def make_shard(run: Run, shard: Shard, key: str, *, advance: Callable[[int], Non
     failed = int((rows.failed != 0).sum())
     write_data(
         run.folder / FOLDER / shard.name,
-        observables=run.simulator.observables,
+        observables=run.stored_simulator.observables,
         parameters=run.simulator.parameters,
         x=rows.x,
         theta=rows.theta,
@@ -127,14 +127,15 @@ def simulate_rows(run: Run, shard: Shard, *, advance: Callable[[int], None]) -> 
     """
     stream = generator(run.case.seed, "simulate", shard.index, device=run.device)
     theta = sample(run.proposal, shard.rows, stream)
-    batch = run.case.simulate.batch or getattr(run.simulator, "batch", BATCH)
+    simulator = run.stored_simulator
+    batch = run.case.simulate.batch or getattr(simulator, "batch", BATCH)
     parts: list[Data] = []
     failed = torch.zeros(shard.rows, dtype=torch.uint8)
     reasons: dict[int, str] = {}
     for start in range(0, shard.rows, batch):
         some = theta[start : start + batch]
-        x, failures = simulate_with_reasons(run.simulator, some, generator=stream)
-        x = {o.name: checked(run.simulator, x, o, len(some)) for o in run.simulator.observables}
+        x, failures = simulate_with_reasons(simulator, some, generator=stream)
+        x = {o.name: checked(simulator, x, o, len(some)) for o in simulator.observables}
         failures = failures | not_finite(x, known=failures)
         for row, failure in failures.items():
             failed[start + row], reasons[start + row] = failure.code, failure.reason

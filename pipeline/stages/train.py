@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
+from torch.distributions import Distribution
 
 from pipeline.errors import InputError
 from pipeline.estimators.network import PosteriorNetwork
@@ -15,36 +17,65 @@ from pipeline.estimators.posterior import Posterior, new_network
 from pipeline.estimators.typicality import Typicality
 from pipeline.progress import console
 from pipeline.rng import derived_seed
-from pipeline.stages.run import Run, begin, finish, need_same_settings
+from pipeline.stages.run import Run, StageKey, begin, finish, need_same_settings
 from pipeline.stages.simulate import HELD_OUT
-from pipeline.store import open_hdf5, read_data, write_text
-from pipeline.training.data import FreshSimulations, TrainingSet, training_set
-from pipeline.training.schedule import format_history, train_schedule
+from pipeline.store import open_hdf5, write_text
+from pipeline.training.data import FreshNoise, FreshSimulations, Source, TrainingSet
+from pipeline.training.launch import launch
+from pipeline.training.processes import Processes
+from pipeline.training.rows import SimulationRows
+from pipeline.training.schedule import Trained, format_history, train_schedule
+from pipeline.training.storage import load, storage_of, stored_simulations
+from pipeline.training.together import together
+from simulators.noise_free import WithSignal
 from simulators.priors import to_device
 from simulators.protocol import Simulator
 
-VERSION = 4
+VERSION = 5
 HELD_OUT_ROWS = 512
 """Held-out simulations used for checks while training; the rest is left to `validate` (typicality is ranked by all)."""
 
 
 def train(run: Run) -> Path:
-    """Train q(theta given x) on the simulations of this run."""
+    """Train q(theta given x) on the simulations of this run, in several processes where `train.devices` or a launcher says so."""
+    with together(gpu=run.device.type == "cuda") as processes:
+        return _train(run, processes)
+
+
+def _train(run: Run, processes: Processes) -> Path:
+    """As one of `processes`; alone where `train.devices` asks for more, it starts them."""
     simulations = run.input("simulate")
     need_same_settings(run, simulations, "simulate")
-    relevant = run.relevant("seed", "simulator", "simulate", "train")
+    rows, held_out_count = simulation_rows(run, stored_signals(run) if run.case.train.noise == "fresh" else run.model)
+    storage = storage_of(
+        rows,
+        held_out_count,
+        memory_gb=run.case.train.memory_gb,
+        batch=max(p.batch for p in run.phases),
+        device=run.device,
+    )
+    # the order in which rows come is part of the content; all that hold the set in memory have the same
+    order = {"order": None if storage.plan is None else asdict(storage.plan)}
+    relevant = run.relevant("seed", "simulator", "simulate", "train") | order
     inputs = {"simulations": simulations} | ({"likelihood": run.input("likelihood")} if run.learns_likelihood else {})
     key = begin(run, "train", VERSION, relevant, inputs)
     output = run.output("train")
     if key is None:
         return output
+    devices = _devices(run)
+    if processes.world == 1 and devices > 1:
+        _launch(run, devices)
+        return output
     _say_what_the_proposal_means(run)
-    all_held_out, training = load_simulations(run, run.model)
-    held_out = all_held_out.rows(slice(HELD_OUT_ROWS))
-    network = _initial_network(run, training)
+    _say_what_failed(rows, held_out_count)
+    console.print(f"train: {storage}")
+    # fresh noise is for training alone: what is held out is read as `run.model` reads it
+    held_out = load(simulation_rows(run, run.model)[0], 0, held_out_count, device=run.device)
+    training = stored_simulations(rows, held_out_count, storage, device=run.device)
+    head = training.head
+    network = _initial_network(run, head)
     prior = to_device(run.prior, run.device)
     proposal = prior if run.proposal is run.prior else to_device(run.proposal, run.device)
-    fresh = FreshSimulations(run.model, prior, proposal, run.device)
     trained = train_schedule(
         network,
         case=run.case,
@@ -52,20 +83,34 @@ def train(run: Run) -> Path:
         simulator=run.model,
         prior=prior,
         proposal=proposal,
-        training=fresh if run.case.train.data == "online" else training,
-        held_out=held_out,
+        training=_source(run, training, prior, proposal),
+        held_out=held_out.rows(slice(HELD_OUT_ROWS)),
         folder=run.folder / "checkpoints",
         key=key.key,
+        processes=processes,
     )
+    if not processes.first:
+        return output
+    return _save(run, key, trained, network, _simulations_seen(network, head, held_out))
+
+
+def _source(run: Run, stored: Source, prior: Distribution, proposal: Distribution) -> Source:
+    """Where training pairs come from."""
+    if run.case.train.data == "online":
+        return FreshSimulations(run.model, prior, proposal, run.device)
+    return FreshNoise(stored, stored_signals(run)) if run.case.train.noise == "fresh" else stored
+
+
+def _save(
+    run: Run, key: StageKey, trained: Trained, network: PosteriorNetwork, typicality_model: Typicality | None
+) -> Path:
+    """Write the posterior and its training log, and say what was reached."""
     history = format_history(trained.history)
     write_text(run.folder / "training.csv", history)
     outcomes = json.dumps([asdict(o) for o in trained.phases])
     counts = {"refused": trained.refused, "skipped": trained.skipped}
-    attributes = key.attributes() | {"history": history, "phases": outcomes} | counts
-    posterior = Posterior(
-        run.case, run.model, network, typicality_model=_simulations_seen(network, training, all_held_out)
-    )
-    posterior.save(output, attributes=attributes)
+    posterior = Posterior(run.case, run.model, network, typicality_model=typicality_model)
+    posterior.save(run.output("train"), attributes=key.attributes() | {"history": history, "phases": outcomes} | counts)
     if trained.refused:
         console.print(f"train: {trained.refused} draws had no finite likelihood or prior: no weight, no gradient")
     if trained.skipped:
@@ -76,26 +121,59 @@ def train(run: Run) -> Path:
     return finish(run, key, f"held-out {figures}")
 
 
+def _devices(run: Run) -> int:
+    """Processes that `train.devices` asks for."""
+    asked, gpu = run.case.train.devices, run.device.type == "cuda"
+    if asked == "auto":
+        return torch.cuda.device_count() if gpu else 1
+    if gpu and asked > torch.cuda.device_count():
+        raise InputError(f"train.devices is {asked}, but torch sees {torch.cuda.device_count()} GPUs")
+    return asked
+
+
+def _launch(run: Run, devices: int) -> None:
+    """Train in processes of their own, which read the settings as they are now."""
+    settings = run.folder / "settings" / "train.devices.yaml"
+    write_text(settings, yaml.safe_dump(run.case.dump(), sort_keys=False))
+    launch(
+        ["train", str(settings), "--run-dir", str(run.folder), "--round", str(run.round)],
+        devices,
+        logs=run.folder / "logs",
+        threads=run.case.threads,
+    )
+
+
+def stored_signals(run: Run) -> WithSignal:
+    """`run.model`, whose stored signals are observed anew.
+
+    Raises:
+        InputError: they are not stored.
+    """
+    if not run.case.simulate.signal:
+        raise InputError("train.noise: fresh needs the noise-free signals: set simulate.signal: true")
+    return WithSignal(run.model)
+
+
+def simulation_rows(run: Run, simulator: Simulator) -> tuple[SimulationRows, int]:
+    """The simulations of this run as `simulator` reads them, and how many of them, the first ones, are held out."""
+    path = run.input("simulate")
+    rows = SimulationRows(path, simulator, prior=run.prior, proposal=run.proposal)
+    with open_hdf5(path) as file:
+        return rows, int(np.asarray(file.attrs[HELD_OUT]))
+
+
 def load_simulations(run: Run, simulator: Simulator) -> tuple[TrainingSet, TrainingSet]:
     """Held-out and training simulations on the device of the run, as `simulator`, its likelihood learned or not, reads them."""
-    path = run.input("simulate")
-    data = read_data(path, observables=run.simulator.observables, parameters=run.simulator.parameters)
-    if data.theta is None:
-        raise InputError(f"{path}: /theta is missing")
-    with open_hdf5(path) as file:
-        count = int(np.asarray(file.attrs[HELD_OUT]))
-    parts = []
-    for name, rows in (("held-out", data.rows(0, count)), ("training", data.rows(count, len(data)))):
-        part = rows.without_failed()
-        if len(part) < len(rows):
-            console.print(f"train: {len(rows) - len(part)} of {len(rows)} {name} simulations failed and are left out")
-        if not len(part):
-            raise InputError(f"{path}: all {name} simulations failed")
-        assert part.theta is not None
-        parts.append(
-            training_set(simulator, part.theta, part.x, prior=run.prior, proposal=run.proposal, device=run.device)
-        )
-    return parts[0], parts[1]
+    rows, count = simulation_rows(run, simulator)
+    _say_what_failed(rows, count)
+    return load(rows, 0, count, device=run.device), load(rows, count, rows.total, device=run.device)
+
+
+def _say_what_failed(rows: SimulationRows, held_out: int) -> None:
+    for name, start, stop in (("held-out", 0, held_out), ("training", held_out, rows.total)):
+        failed = stop - start - rows.usable(start, stop)
+        if failed:
+            console.print(f"train: {failed} of {stop - start} {name} simulations failed and are left out")
 
 
 def _simulations_seen(network: PosteriorNetwork, training: TrainingSet, held_out: TrainingSet) -> Typicality | None:

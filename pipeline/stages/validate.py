@@ -101,11 +101,15 @@ def held_out_simulations(run: Run) -> DataSet:
         raise InputError(
             f"validate.simulations is {wanted}, but only {count} simulations were held out; raise simulate.held_out"
         )
-    data = read_data(path, observables=run.simulator.observables, parameters=run.simulator.parameters)
-    held_out = data.rows(count - wanted, count).without_failed()
-    if len(held_out) < wanted:
-        console.print(f"validate: {wanted - len(held_out)} of {wanted} held-out simulations failed and are left out")
-    return held_out
+    data = read_data(
+        path,
+        observables=run.simulator.observables,
+        parameters=run.simulator.parameters,
+        rows=slice(count - wanted, count),
+    ).without_failed()
+    if len(data) < wanted:
+        console.print(f"validate: {wanted - len(data)} of {wanted} held-out simulations failed and are left out")
+    return data
 
 
 def _deliver(run: Run, posterior: Posterior, data: DataSet, parts: Parts, share: Share | None) -> None:

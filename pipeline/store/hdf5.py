@@ -102,8 +102,12 @@ def write_hdf5(path: Path, fill: Callable[[h5py.File], None], attributes: Mappin
             raise target.error
 
 
-def open_hdf5(path: Path) -> h5py.File:
+def open_hdf5(path: Path, *, chunk_cache_bytes: int | None = None) -> h5py.File:
     """Open an HDF5 file for reading, without a file lock: no file of ours changes under its final name.
+
+    Args:
+        path: of the file.
+        chunk_cache_bytes: of each dataset; None: HDF5's own choice.
 
     Raises:
         InputError: missing, not HDF5, or truncated.
@@ -113,9 +117,9 @@ def open_hdf5(path: Path) -> h5py.File:
     _load_filters()
     try:
         try:
-            return h5py.File(path, "r", locking=False)
+            return h5py.File(path, "r", locking=False, rdcc_nbytes=chunk_cache_bytes)
         except OSError:  # opened with a lock in this process already, by ArviZ say: HDF5 wants the same again
-            return h5py.File(path, "r")
+            return h5py.File(path, "r", rdcc_nbytes=chunk_cache_bytes)
     except (OSError, RuntimeError):
         raise InputError(f"{path}: not an HDF5 file, or a truncated one") from None
 

@@ -21,6 +21,7 @@ from pipeline.settings import PhaseSettings, TrainSettings
 from pipeline.training.averaging import follow
 from pipeline.training.data import Source, TrainingSet
 from pipeline.training.guard import Guard, held_out_figures
+from pipeline.training.processes import ALONE, Processes
 from simulators.priors import sample
 from simulators.protocol import Simulator, log_likelihood
 
@@ -33,7 +34,8 @@ class Phase(L.LightningModule):
     Batches and noise of step t depend on (seed, phase, t) alone, so that a resumed phase equals an
     uninterrupted one. `averaged` follows the network as an exponential moving average; it is what is checked
     on held-out simulations. The best of it that passes the guard is what the phase delivers; where none does,
-    the network from which the phase started.
+    the network from which the phase started. Several processes with the same network take each its own rows of every
+    batch, and draw what a single one would draw for them.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Phase(L.LightningModule):
         held_out: TrainingSet,
         guard: Guard,
         proposal: Distribution | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         super().__init__()
         self.network = network
@@ -61,11 +64,14 @@ class Phase(L.LightningModule):
         self.phase, self.index, self.settings, self.seed = phase, index, settings, seed
         self.simulator, self.prior, self.proposal = simulator, prior, proposal
         self.held_out = held_out
-        self.batches = training.batches(phase.batch, seed=seed, stage=f"train-{index}")
+        self.processes = processes
+        self.batches = training.batches(
+            phase.batch, seed=seed, stage=f"train-{index}", processes=processes, with_x=phase.needs_likelihood
+        )
         self.history: list[dict[str, float]] = []
         self.memory: Tensor
-        remembered = training.theta.clone() if phase.memory and isinstance(training, TrainingSet) else torch.empty(0)
-        self.register_buffer("memory", remembered)
+        remembered = training.true_theta() if phase.memory else None
+        self.register_buffer("memory", torch.empty(0) if remembered is None else remembered.clone())
         self.register_buffer("refused", torch.zeros((), dtype=torch.long))
         self.register_buffer("skipped", torch.zeros((), dtype=torch.long))
         self.recent: dict[str, Tensor] = {}
@@ -86,11 +92,11 @@ class Phase(L.LightningModule):
         """What one objective minimises, on the rows of this step."""
         if objective == "forward_kl":
             log_q = self.network.log_q(rows.theta, condition)
-            return forward_kl(log_q, rows.log_importance if self.phase.weighted else None)
+            return forward_kl(log_q, rows.log_importance if self.phase.weighted else None, mean=self.processes.mean)
         if objective == "wake":
             return self._wake(rows, condition, stream)
         bound = self._bound(objective, rows, condition, stream)
-        self.refused += bound.refused
+        self.refused += self.processes.total(bound.refused)
         self.recent |= {"reconstruction": bound.reconstruction, "regularization": bound.regularization}
         self.recent["elbo"] = bound.reconstruction - bound.regularization
         return -bound.value
@@ -99,7 +105,12 @@ class Phase(L.LightningModule):
         path = objective == "iwelbo" or self.phase.gradient == "sticking_the_landing"
         # float64: a time in days since 4713 BC has steps of a quarter of a day in float32
         theta, log_q = self.network.draw(
-            condition, self.phase.draws, generator=stream, path_gradient=path, dtype=torch.float64
+            condition,
+            self.phase.draws,
+            generator=stream,
+            path_gradient=path,
+            dtype=torch.float64,
+            part=(self.processes.rank, self.processes.world),
         )
         bound = iwelbo if objective == "iwelbo" else elbo
         return bound(
@@ -108,6 +119,7 @@ class Phase(L.LightningModule):
             log_likelihood=lambda t: log_likelihood(self.simulator, t, rows.x),
             log_prior=self.prior.log_prob,
             power=self._power(),
+            mean=self.processes.mean,
         )
 
     def _wake(self, rows: TrainingSet, condition: Condition, stream: torch.Generator) -> Tensor:
@@ -122,10 +134,14 @@ class Phase(L.LightningModule):
         from_prior = round(self.phase.prior_share * self.phase.draws)
         with torch.no_grad():
             fixed = Condition(*(t.detach() for t in condition))
-            theta, _ = self.network.draw(fixed, self.phase.draws - from_prior, generator=stream, dtype=torch.float64)
+            whole = len(rows) * self.processes.world
+            part = (self.processes.rank, self.processes.world)
+            theta, _ = self.network.draw(
+                fixed, self.phase.draws - from_prior, generator=stream, dtype=torch.float64, part=part
+            )
             if from_prior:
-                prior_draws = sample(self.prior, from_prior * len(rows), stream).view(from_prior, *theta.shape[1:])
-                theta = torch.cat([theta, prior_draws.to(theta)])
+                prior_draws = sample(self.prior, from_prior * whole, stream).view(from_prior, whole, theta.shape[-1])
+                theta = torch.cat([theta, self.processes.own(prior_draws, 1).to(theta)])
             if self.phase.memory:
                 theta = torch.cat([self._remembered(rows)[None], theta])
         log_q = self.network.log_q(theta, condition)
@@ -138,12 +154,13 @@ class Phase(L.LightningModule):
                 source = torch.logaddexp(log_q + math.log1p(-share), log_prior + math.log(share))
             log_weight = joint - source
             unusable = ~log_weight.isfinite()
-            self.refused += unusable.sum()
+            self.refused += self.processes.total(unusable.sum())
             if self.phase.memory and rows.numbers is not None:
-                noise = -torch.empty_like(log_weight).exponential_(generator=stream).log()
-                chosen = (torch.where(unusable, -torch.inf, log_weight) + noise).argmax(0)
-                self.memory[rows.numbers] = theta[chosen, torch.arange(len(rows), device=chosen.device)]
-        return wake(log_q, log_weight)
+                noise = -log_weight.new_empty(len(log_weight), whole).exponential_(generator=stream).log()
+                chosen = (torch.where(unusable, -torch.inf, log_weight) + self.processes.own(noise, 1)).argmax(0)
+                chosen = theta[chosen, torch.arange(len(rows), device=chosen.device)]
+                self.memory[self.processes.gather(rows.numbers)] = self.processes.gather(chosen)
+        return wake(log_q, log_weight, mean=self.processes.mean)
 
     def _remembered(self, rows: TrainingSet) -> Tensor:
         """A posterior draw of each row, (N, D): that of a fresh simulation is its own theta."""
@@ -194,10 +211,13 @@ class Phase(L.LightningModule):
     def _check(self, step: int) -> None:
         """Append a row of the training log, and keep the best averaged weights that pass the guard."""
         row = {"phase": float(self.index), "step": float(step)}
-        row |= {k: float(v) for k, v in self.recent.items()}
-        row |= held_out_figures(
-            self.averaged, self.simulator, self.prior, self.held_out, seed=self.seed, proposal=self.proposal
-        )
+        row |= {k: float(self.processes.mean(v)) for k, v in self.recent.items()}
+        figures = None
+        if self.processes.first:  # one speaks for all, so that they decide alike
+            figures = held_out_figures(
+                self.averaged, self.simulator, self.prior, self.held_out, seed=self.seed, proposal=self.proposal
+            )
+        row |= self.processes.from_first(figures)
         self.history.append(row)
         value = row[self.guard.criterion]
         if self.guard.passes(row) and value > self.best_value:

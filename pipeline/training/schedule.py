@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import signal
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,15 +26,19 @@ from torch.utils.data import DataLoader
 
 from pipeline.errors import InputError
 from pipeline.estimators.network import PosteriorNetwork
-from pipeline.interrupt import asked_to_stop, handle_sigterm_again, stop_if_asked
+from pipeline.interrupt import Interrupted, handle_sigterm_again, stop_if_asked
 from pipeline.progress import console, progress_bar
 from pipeline.settings import CaseSettings, PhaseSettings
 from pipeline.store import complete_or_absent, read_safetensors, write_safetensors, write_text
 from pipeline.training.data import Source, TrainingSet
 from pipeline.training.guard import guard_of
 from pipeline.training.phase import Phase
+from pipeline.training.processes import ALONE, Processes
+from pipeline.training.together import lightning_options
 from simulators.protocol import Simulator, has_likelihood
 
+AGREE_EVERY = 10
+"""Steps between questions whether any of several processes was asked to stop."""
 HISTORY_COLUMNS: list[str] = [
     "phase",
     "step",
@@ -108,10 +113,23 @@ class _Steps:
 
 
 class _Checkpoints(Callback):
-    """After each step: averages and checks, checkpoints that a killed run resumes from, a stop where asked for."""
+    """After each step: averages and checks, checkpoints that a killed run resumes from, a stop where asked for.
 
-    def __init__(self, path: Path, *, table: Path, before: list[dict[str, float]], every: int, advance: Any) -> None:
+    Processes that train together stop together: they ask each other every AGREE_EVERY steps.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        table: Path,
+        before: list[dict[str, float]],
+        every: int,
+        advance: Any,
+        processes: Processes = ALONE,
+    ) -> None:
         self.path, self.table, self.before, self.every, self.advance = path, table, before, every, advance
+        self.processes = processes
         self.last_time, self.last_step = time.monotonic(), 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -127,17 +145,34 @@ class _Checkpoints(Callback):
         step = trainer.global_step
         due = step % self.every == 0
         trainer.should_stop = trainer.should_stop or pl_module.is_hopeless
-        if pl_module.history and pl_module.history[-1]["step"] == step:
+        if self.processes.first and pl_module.history and pl_module.history[-1]["step"] == step:
             write_text(self.table, format_history([*self.before, *pl_module.history]))
-        if due or asked_to_stop():
-            with complete_or_absent(self.path) as temporary:
-                trainer.save_checkpoint(temporary)
-            stop_if_asked()
+        asked = 0
+        if self.processes.world == 1 or due or step % AGREE_EVERY == 0:
+            asked = self.processes.largest(_signal_received())
+        if due or asked:
+            if self.processes.first:
+                with complete_or_absent(self.path) as temporary:
+                    trainer.save_checkpoint(temporary)
+            else:
+                trainer.save_checkpoint(self.path)  # waits for the first process, and writes nothing
+        if asked:
+            self.processes.wait()  # until the checkpoint has its name
+            raise Interrupted(asked)
         if step % 25 == 0:
             now = time.monotonic()
             rate = (step - self.last_step) / max(now - self.last_time, 1e-9)
             self.last_time, self.last_step = now, step
             self.advance(25, note=_note(pl_module.recent, rate))
+
+
+def _signal_received() -> int:
+    """The number of the signal that asked this process to stop; 0 where none has."""
+    try:
+        stop_if_asked()
+    except Interrupted as stop:
+        return int(signal.Signals[str(stop)])
+    return 0
 
 
 def _note(recent: dict[str, Tensor], rate: float) -> str:
@@ -158,6 +193,7 @@ def train_schedule(
     folder: Path,
     key: str,
     proposal: Distribution | None = None,
+    processes: Processes = ALONE,
 ) -> Trained:
     """Train `network` in place through all phases; after each the guard decides whether it counts.
 
@@ -167,6 +203,7 @@ def train_schedule(
 
     Args:
         proposal: what theta of the simulations was drawn from, on the training device; None is the prior.
+        processes: that train this network together; the first of them writes.
 
     Raises:
         InputError: a phase that needs a likelihood without one, or a loss that is not finite.
@@ -176,8 +213,12 @@ def train_schedule(
         raise InputError(
             f"train.phases: objective {needy.label} needs log_likelihood, which simulator {simulator.name!r} has not"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    _discard_other_runs(folder, key)
+    for phase in phases:
+        processes.need_even(phase.batch)
+    if processes.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        _discard_other_runs(folder, key)
+    processes.wait()
     table = folder.parent / "training.csv"
     history: list[dict[str, float]] = []
     outcomes: list[PhaseOutcome] = []
@@ -186,7 +227,7 @@ def train_schedule(
     best_forward_log_q = -math.inf
     for index, settings in enumerate(phases):
         finished = folder / f"phase-{index}.safetensors"
-        if finished.is_file():
+        if processes.from_first(finished.is_file()):
             tensors, header = read_safetensors(finished)
             network.load_state_dict(tensors)
             rows, outcome = _parse_history(header["history"]), PhaseOutcome(**json.loads(header["outcome"]))
@@ -211,14 +252,19 @@ def train_schedule(
                 held_out=held_out,
                 guard=guard,
                 proposal=proposal,
+                processes=processes,
             )
-            _fit(module, folder / f"phase-{index}.ckpt", table, history, case, held_out.theta.device)
+            try:
+                _fit(module, folder / f"phase-{index}.ckpt", table, history, case, held_out.theta.device)
+            finally:
+                module.batches.close()
             network.load_state_dict(module.best.state_dict())
             rows, outcome = module.history, _outcome(module, before)
             added = {name: int(getattr(module, name)) for name in counts}
             metadata = {"history": format_history(rows), "outcome": json.dumps(asdict(outcome)), **added}
-            write_safetensors(finished, network.state_dict(), metadata)
-            (folder / f"phase-{index}.ckpt").unlink(missing_ok=True)
+            if processes.first:
+                write_safetensors(finished, network.state_dict(), metadata)
+                (folder / f"phase-{index}.ckpt").unlink(missing_ok=True)
             console.print(f"train: phase {index}, {outcome}")
         history += rows
         outcomes.append(outcome)
@@ -255,29 +301,37 @@ def _fit(
     case: CaseSettings,
     device: torch.device,
 ) -> None:
-    phase = module.phase
+    phase, processes = module.phase, module.processes
     done = 0
-    if checkpoint.is_file():
+    if processes.first and checkpoint.is_file():
         done = int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
+    done = processes.from_first(done)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), progress_bar(phase.label, phase.steps, completed=done, safe=False) as advance:
         warnings.simplefilter("ignore")  # Lightning advises on loaders and loggers that we do not use
         trainer = L.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=1,
             max_steps=phase.steps,
             max_epochs=-1,
             gradient_clip_val=case.train.gradient_clip,
             logger=TensorBoardLogger(checkpoint.parent / "tensorboard", name="", version=f"phase-{module.index}"),
             callbacks=[
-                _Checkpoints(checkpoint, table=table, before=before, every=case.train.checkpoint_every, advance=advance)
+                _Checkpoints(
+                    checkpoint,
+                    table=table,
+                    before=before,
+                    every=case.train.checkpoint_every,
+                    advance=advance,
+                    processes=processes,
+                )
             ],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
             inference_mode=False,
+            **lightning_options(processes, device),
         )
         loader = DataLoader(_Steps(phase.steps), batch_size=None, shuffle=False)  # pyright: ignore[reportArgumentType]
         try:

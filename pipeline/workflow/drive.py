@@ -68,9 +68,9 @@ def jobs_of(folder: Path, stages: Mapping[str, Stage], profile: Profile) -> Jobs
     )
     if profile.executor == "local":
         return jobs
-    if any(jobs.processes(s) > 1 for s in stages):
+    if any(jobs.processes(s) > 1 for s in stages) and not profile.launch:
         raise InputError(
-            "resources.train asks for several GPUs or nodes: `train` uses one process; set gpus to 0 or 1, nodes to 1"
+            "resources.train asks for several GPUs or nodes: this profile has no `launch`; use slurm-gpu, or add srun or the like to yours"
         )
     if any(asked.gpus for asked in stages.values()) and not profile.gpu_options:
         raise InputError(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal
 
 from pipeline.estimators.network import NetworkInput, network_input
 from pipeline.training.data import FreshSimulations, StoredBatches, TrainingSet, training_set
+from pipeline.training.processes import Processes
 from simulators.linear_gaussian import LinearGaussian
 from simulators.priors import IndependentPrior, prior_of
 
@@ -27,13 +29,12 @@ def taken(source: StoredBatches, step: int) -> Tensor:
 
 
 def epoch(source: StoredBatches, number: int) -> Tensor:
-    steps = range(number * source.per_epoch, (number + 1) * source.per_epoch)
-    return torch.cat([taken(source, step) for step in steps])
+    """Rows of an epoch of 24, in batches of 6."""
+    return torch.cat([taken(source, step) for step in range(4 * number, 4 * number + 4)])
 
 
 def test_every_row_comes_once_an_epoch_in_an_order_of_its_own() -> None:
     source = batches()
-    assert source.per_epoch == 4
     orders = [epoch(source, e) for e in range(3)]
     for order in orders:
         assert order.sort().values.tolist() == list(range(24))
@@ -42,11 +43,22 @@ def test_every_row_comes_once_an_epoch_in_an_order_of_its_own() -> None:
     assert not torch.equal(orders[1], orders[2])
 
 
-def test_no_row_comes_twice_where_the_batch_does_not_divide_the_rows() -> None:
+def test_a_batch_that_does_not_divide_the_rows_leaves_none_out() -> None:
+    """25 rows in batches of 6: epochs follow one another without a gap, and 25 batches are 6 of them."""
     source = batches(25, 6)
-    for e in range(5):
-        assert len(epoch(source, e).unique()) == 24
-    assert torch.cat([epoch(source, e) for e in range(20)]).unique().numel() == 25  # none is left out for ever
+    stream = torch.cat([taken(source, step) for step in range(25)])
+    for rows in stream.split(25):
+        assert rows.sort().values.tolist() == list(range(25))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_a_batch_without_a_gap(world: int) -> None:
+    stored = batches(25, 6).stored
+    whole = StoredBatches(stored, 6, seed=1, stage="train-0")
+    parts = [stored.batches(6, seed=1, stage="train-0", processes=Processes(r, world)) for r in range(world)]
+    for step in (0, 4, 9):
+        own = [p[step].theta for p in parts]
+        assert torch.equal(torch.stack(own, 1).flatten(0, 1), whole[step].theta)
 
 
 def test_a_batch_is_no_larger_than_the_set() -> None:
@@ -126,3 +138,21 @@ def test_fresh_simulations_are_new_at_every_step_and_a_function_of_it() -> None:
     torch.testing.assert_close(rows.log_importance, prior.log_prob(rows.theta) - wide.log_prob(rows.theta))
     residual = (rows.x["x"] - simulator.mean(rows.theta)) / simulator.noise_scale
     assert abs(float(residual.std()) - 1) < 5 / (2 * residual.numel()) ** 0.5
+
+
+def test_processes_share_fresh_simulations() -> None:
+    simulator = LinearGaussian(dimension=2)
+    source = FreshSimulations(simulator, prior_of(simulator), prior_of(simulator), CPU)
+    whole = source.batches(6, seed=1, stage="train-0")[2]
+    own = source.batches(6, seed=1, stage="train-0", processes=Processes(1, 2))[2]
+    assert torch.equal(own.x["x"], whole.x["x"][1::2])
+    assert torch.equal(own.inputs.features, whole.inputs.features[1::2])
+
+
+def test_x_is_left_out_where_no_likelihood_asks_for_it() -> None:
+    _, prepared, x, _ = simulations()
+    with_x, without = (prepared.batches(10, seed=1, stage="a", with_x=w)[3] for w in (True, False))
+    assert without.x == {}
+    assert torch.equal(with_x.x["x"], x["x"][with_x.numbers])
+    assert torch.equal(without.inputs.features, with_x.inputs.features)
+    assert torch.equal(without.log_importance, with_x.log_importance)

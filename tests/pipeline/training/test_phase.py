@@ -128,18 +128,20 @@ def phase_of(case: Any, training: TrainingSet, *, average: float = 0.999, **sett
 
 def expected_parts(phase: Phase, *, step: int = 0, draws: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """Forward KL, weighted forward KL and ELBO of the batch of a step."""
-    rows = phase.batches[step]
+    rows = phase.batches[step]  # with x where the objective needs a likelihood
     condition = phase.network.condition(rows.inputs)
     log_q = phase.network.log_q(rows.theta.float(), condition)
     stream = generator(5, "train-1", step)
     theta, log_q_drawn = phase.network.draw(condition, draws, generator=stream)
-    bound = elbo(
-        theta,
-        log_q_drawn,
-        log_likelihood=lambda t: phase.simulator.log_likelihood(t, rows.x),
-        log_prior=phase.prior.log_prob,
-    )  # pyright: ignore[reportAttributeAccessIssue]
-    return forward_kl(log_q), forward_kl(log_q, rows.log_importance.float()), bound.value
+    value = torch.tensor(torch.nan)
+    if rows.x:
+        value = elbo(
+            theta,
+            log_q_drawn,
+            log_likelihood=lambda t: phase.simulator.log_likelihood(t, rows.x),  # pyright: ignore[reportAttributeAccessIssue]
+            log_prior=phase.prior.log_prob,
+        ).value
+    return forward_kl(log_q), forward_kl(log_q, rows.log_importance.float()), value
 
 
 @pytest.mark.parametrize("step", [0, 3])

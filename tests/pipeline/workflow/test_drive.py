@@ -189,7 +189,15 @@ def test_a_jobs_command_is_quoted_and_has_its_threads(tmp_path: Path) -> None:
     assert "True 3 yes" in out
 
 
-def test_training_on_several_gpus_is_refused_and_not_done_twice(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="`train` uses one process"):
-        jobs_of(tmp_path, {"train": replace(STAGE, gpus=2)}, load_profile("slurm-gpu"))
-    jobs_of(tmp_path, {"train": replace(STAGE, gpus=1)}, load_profile("slurm-gpu"))
+@pytest.mark.parametrize("asked", [{"gpus": 2}, {"nodes": 2}])
+def test_training_in_several_processes_is_started_by_the_launcher_of_the_profile(
+    tmp_path: Path, asked: dict[str, int]
+) -> None:
+    stages = {"train": replace(STAGE, **asked)}
+    profile = load_profile("slurm-gpu")
+    argv = jobs_of(tmp_path, stages, profile).argv("train")
+    assert argv[0] == "srun"
+    assert f"--nodes={asked.get('nodes', 1)}" in argv
+    assert f"--ntasks-per-node={asked.get('gpus', 1)}" in argv
+    with pytest.raises(InputError, match="this profile has no `launch`"):
+        jobs_of(tmp_path, stages, profile.model_copy(update={"launch": ""}))
