@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from pipeline.commands import proposals
 from pipeline.errors import InputError
 
 # Threads of libgomp spin for a few milliseconds when they wait for each other. On a machine that is shared, with
@@ -24,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+proposals.register(app)
 
 Config = Annotated[Path, typer.Argument(help="YAML file of the case", metavar="CONFIG")]
 Overrides = Annotated[

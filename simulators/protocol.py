@@ -65,7 +65,9 @@ class Observable:
         dtype: dtype in files, `float32` or `float64`.
         label: LaTeX for plots; the name where empty.
         against: the context observable that is this one's abscissa in plots, if any.
-        error: the context observable that is this one's 1-sigma error, if any.
+        error: the context observable that is this one's 1-sigma error, or its covariance, if any.
+        present: the context observable that is 1 where this one's numbers are there and 0 where they are absent, if any.
+        scale: of an axis in plots.
     """
 
     name: str
@@ -76,13 +78,39 @@ class Observable:
     label: str = ""
     against: str | None = None
     error: str | None = None
+    present: str | None = None
+    scale: Literal["linear", "log"] = "linear"
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise ValueError(f"observable name {self.name!r}: expected an identifier such as 'velocity'")
         if self.role not in ("data", "context"):
             raise ValueError(f"observable {self.name!r}: role must be 'data' or 'context', got {self.role!r}")
+        if self.scale not in ("linear", "log"):
+            raise ValueError(f"observable {self.name!r}: scale must be 'linear' or 'log', got {self.scale!r}")
         check_unit(self.unit, f"observable {self.name!r}")
+
+
+@dataclass(frozen=True)
+class PredictiveView:
+    """Data against K posterior draws of the noise-free model, as a field draws it: folded at a period, say.
+
+    Attributes:
+        name: short, of the figure.
+        abscissa_label, data_label: with unit in brackets.
+        abscissa, observed, error: (M,) each.
+        grid: increasing, (G,).
+        curves: (K, G).
+    """
+
+    name: str
+    abscissa_label: str
+    data_label: str
+    abscissa: Tensor
+    observed: Tensor
+    error: Tensor
+    grid: Tensor
+    curves: Tensor
 
 
 @runtime_checkable
@@ -111,6 +139,8 @@ class Simulator(Protocol):
       with a prior on the simplex both are (N, D - 1).
     - `model_curve(theta, x, grid) -> Tensor`: noise-free prediction of the first data observable for
       ONE observation: theta (K, D), x of one row, grid (G,) of its abscissa, gives (K, G).
+    - `predictive_views(theta, x) -> list[PredictiveView]`: the figures in which data and posterior of ONE observation are
+      customarily shown, theta (K, D); the report draws them in place of one figure over the abscissa.
     - `read_observation(path) -> tuple[Data, list[str]]`: an observed file of this kind as x of N rows
       and their N identifiers.
     """

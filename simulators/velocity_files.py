@@ -54,10 +54,28 @@ def read_velocity_table(path: Path | str, *, instrument: str | None = None) -> V
             instruments and none selected.
     """
     path = Path(path)
+    return _checked(_select(_read(path), instrument, path), path)
+
+
+def read_all_velocities(path: Path | str) -> VelocityTable:
+    """Read the velocities (m/s) of one star, of every instrument; see `read_velocity_table`.
+
+    Raises:
+        ValueError: no such file, a missing column, or values that are no observation.
+    """
+    path = Path(path)
+    return _checked(_read(path), path)
+
+
+def _read(path: Path) -> VelocityTable:
+    """HDF5 or text, all instruments, unchecked."""
     if not path.is_file():
         raise ValueError(f"radial_velocity: no file {path}")
-    is_hdf5 = path.suffix in (".h5", ".hdf5")
-    table = _select(_read_hdf5(path) if is_hdf5 else read_velocity_text(path), instrument, path)
+    return _read_hdf5(path) if path.suffix in (".h5", ".hdf5") else read_velocity_text(path)
+
+
+def _checked(table: VelocityTable, path: Path) -> VelocityTable:
+    """The table, if it has rows, and its numbers are finite and its errors positive."""
     if len(table) == 0:
         raise ValueError(f"{path}: has no rows")
     for name in UNITS:
@@ -67,6 +85,32 @@ def read_velocity_table(path: Path | str, *, instrument: str | None = None) -> V
     if (table.velocity_error <= 0).any():
         raise ValueError(f"{path}: errors must be positive, got {table.velocity_error.min():g} m/s")
     return table
+
+
+def binned_velocities(table: VelocityTable, width_days: float) -> VelocityTable:
+    r"""Means over a night: velocities of one instrument within `width_days` of the first of them.
+
+    Weights are $1/err^2$, and the error of a mean is $(\sum 1/err^2)^{-1/2}$. Noise of the star within a night, shared by its
+    exposures, is then counted once. As radvel's `bintels` (Fulton et al. 2018) does it, instruments in order of appearance.
+
+    >>> one = VelocityTable(np.array([0.0, 0.1]), np.array([1.0, 3.0]), np.array([1.0, 1.0]), np.array(["k", "k"]))
+    >>> float(binned_velocities(one, 0.5).velocity[0])
+    2.0
+    """
+    rows: list[tuple[float, float, float, str]] = []
+    for name in dict.fromkeys(table.instrument.tolist()):
+        of_it = np.flatnonzero(table.instrument == name)
+        of_it = of_it[np.argsort(table.time[of_it], kind="stable")]
+        time, velocity, error = table.time[of_it], table.velocity[of_it], table.velocity_error[of_it]
+        start = 0
+        while start < len(of_it):
+            stop = int(np.searchsorted(time, time[start] + width_days))
+            weight = 1 / error[start:stop] ** 2
+            mean = (np.average(v[start:stop], weights=weight) for v in (time, velocity))
+            rows.append((*map(float, mean), float(weight.sum() ** -0.5), name))
+            start = stop
+    times, velocities, errors, names = zip(*rows, strict=True)
+    return VelocityTable(np.array(times), np.array(velocities), np.array(errors), np.array(names))
 
 
 def read_velocity_text(path: Path) -> VelocityTable:

@@ -25,6 +25,7 @@ def plot_predictive(
     curves: Array | None = None,
     abscissa_label: str = "data point",
     data_label: str = "data",
+    logarithmic: bool = False,
 ) -> Figure:
     """Observed data, posterior bands at 68 and 95 %, and residuals from the posterior median.
 
@@ -40,6 +41,7 @@ def plot_predictive(
         curves: model curves of K posterior draws, (K, G).
         abscissa_label: with unit.
         data_label: with unit.
+        logarithmic: whether the abscissa is.
 
     Raises:
         InputError: nothing predicted, or shapes that do not match.
@@ -53,7 +55,7 @@ def plot_predictive(
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 1])
         if grid is not None and curves is not None:
             model = np.quantile(curves, CENTRAL, axis=0)
-            median = np.interp(at, grid, model[2])
+            median = np.interp(np.log(at), np.log(grid), model[2]) if logarithmic else np.interp(at, grid, model[2])
             _shade(top, grid, model, "model")
         elif bands is not None:
             median = bands[2]
@@ -68,7 +70,7 @@ def plot_predictive(
         _points(bottom, at, observed[order] - median, None if error is None else error[order])
         bottom.axhline(0, color=INK, linewidth=0.6)
         unit = data_label[data_label.rindex(" [") :] if " [" in data_label else ""
-        bottom.set(xlabel=abscissa_label, ylabel=f"residual{unit}")
+        bottom.set(xlabel=abscissa_label, ylabel=f"residual{unit}", xscale="log" if logarithmic else "linear")
         figure.align_ylabels()
         grid_lines(bottom)
         return freeze_layout(figure)

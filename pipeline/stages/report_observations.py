@@ -22,7 +22,7 @@ from pipeline.stages.plot import catalogue_of_file, relative_weight
 from pipeline.stages.run import Run, inferred_observation
 from pipeline.store import open_hdf5
 from pipeline.tables.inference_reader import InferenceFile, open_inference
-from simulators.protocol import context_of, data_observables
+from simulators.protocol import Data, Observable, context_of, data_observables
 
 MOST_LISTED = 20
 """Observations of which a page says everything; a longer catalogue shows as many that most need a look."""
@@ -121,7 +121,10 @@ def _figures_of(run: Run, inference: InferenceFile, compare: Path | None, n: int
     sets += [DrawSet(name, draws) for name, draws in _baseline_draws(compare, identifier).items()]
     corner = plot_corner(sets, [axis_label(p.label or p.name, p.unit) for p in run.simulator.parameters])
     figures = []
-    predictive = _predictive_figure(run, delivered, n)
+    views = _predictive_views(run, delivered, n)
+    for name, figure in views.items():
+        figures.append(ReportFigure(f"predictive-{name.replace(' ', '-')}", f"{identifier}: {name}", figure))
+    predictive = None if views else _predictive_figure(run, delivered, n)
     if predictive is not None:
         figures.append(ReportFigure("predictive", f"{identifier}: data and posterior predictive", predictive))
     figures.append(ReportFigure("corner", f"{identifier}: posterior", corner))
@@ -140,36 +143,72 @@ def _baseline_draws(path: Path | None, identifier: str) -> dict[str, Array]:
         return {name: np.asarray(side["draws"]) for name, side in group.items()}
 
 
+def _predictive_views(run: Run, theta: Array, n: int) -> dict[str, Any]:
+    """The figures that the simulator itself declares, by name; none where it declares none."""
+    views = getattr(run.simulator, "predictive_views", None)
+    if not callable(views):
+        return {}
+    x = one_row(inferred_observation(run, run.output("infer")).x, n)
+    declared: Any = views(_spread(theta), x)
+    return {
+        view.name: plot_predictive(
+            view.abscissa.numpy(),
+            view.observed.numpy(),
+            error=view.error.numpy(),
+            grid=view.grid.numpy(),
+            curves=view.curves.numpy(),
+            abscissa_label=view.abscissa_label,
+            data_label=view.data_label,
+        )
+        for view in declared
+    }
+
+
+def _spread(theta: Array) -> torch.Tensor:
+    """At most `CURVES` draws."""
+    return torch.from_numpy(theta[np.linspace(0, len(theta) - 1, min(CURVES, len(theta))).astype(int)])
+
+
 def _predictive_figure(run: Run, theta: Array, n: int) -> Any:
     """The first data observable, if it is one-dimensional: observed, replicated, and the model curve."""
     observable = data_observables(run.simulator)[0]
     if len(observable.shape) != 1:
         return None
     x = one_row(inferred_observation(run, run.output("infer")).x, n)
-    draws = torch.from_numpy(theta[np.linspace(0, len(theta) - 1, min(CURVES, len(theta))).astype(int)])
+    draws = _spread(theta)
     context = {k: v.expand(len(draws), *v.shape[1:]) for k, v in context_of(run.simulator, x).items()}
     stream = generator(run.case.seed, "report-predictive", n)
     replicated = run.simulator.simulate(draws, context or None, generator=stream)[observable.name]
-    observed = x[observable.name][0]
     by_name = {o.name: o for o in run.simulator.observables}
     axis = by_name[observable.against] if observable.against else None
-    abscissa = x[axis.name][0].double() if axis else torch.arange(len(observed)).double()
+    there = x[observable.present][0] > 0.5 if observable.present else torch.ones(observable.shape, dtype=torch.bool)
+    observed, replicated = x[observable.name][0][there], replicated[:, there]
+    abscissa = x[axis.name][0].double()[there] if axis else torch.arange(len(observed)).double()
     arguments: dict[str, Any] = {}
     curve = getattr(run.simulator, "model_curve", None)
     if axis and callable(curve):
-        grid = torch.linspace(float(abscissa.min()), float(abscissa.max()), 600, dtype=torch.float64)
+        step = torch.linspace(0, 1, 600, dtype=torch.float64)
+        low, high = abscissa.min(), abscissa.max()
+        grid = low * (high / low) ** step if axis.scale == "log" else low + (high - low) * step
         curves: Any = curve(draws, x, grid)
         # an offset that the likelihood marginalises is in the curves; replicated data draw it anew, so align them
-        arguments = {"grid": grid.numpy(), "curves": curves.numpy()}
+        arguments = {"grid": grid.numpy(), "curves": curves.numpy(), "logarithmic": axis.scale == "log"}
         at_data: Any = curve(draws, x, abscissa)
         replicated = replicated - replicated.mean(-1, keepdim=True) + at_data.mean(-1, keepdim=True)
-    error = x[observable.error][0].numpy() if observable.error else None
     return plot_predictive(
         abscissa.numpy(),
         observed.double().numpy(),
-        error=error,
+        error=_error_bars(x, observable, there),
         replicated=replicated.double().numpy(),
         abscissa_label=axis_label(axis.label or axis.name, axis.unit) if axis else "data point",
         data_label=axis_label(observable.label or observable.name, observable.unit),
         **arguments,
     )
+
+
+def _error_bars(x: Data, observable: Observable, there: torch.Tensor) -> Array | None:
+    """1-sigma errors of the numbers that are there, from error bars or from the diagonal of a covariance."""
+    if observable.error is None:
+        return None
+    error = x[observable.error][0].double()
+    return (error.diagonal().sqrt() if error.dim() > 1 else error)[there].numpy()

@@ -280,6 +280,7 @@ def test_help_is_quick_and_has_an_example(tmp_path: Path) -> None:
         "export",
         "evidence",
         "plot",
+        "propose",
         "simulators",
         "schema",
     ):

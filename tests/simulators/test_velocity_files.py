@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from simulators.velocity_files import read_velocity_table
+from simulators.velocity_files import binned_velocities, read_all_velocities, read_velocity_table
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 RADVEL_DATA = Path(sys.prefix) / "radvel_example_data"
@@ -113,3 +114,16 @@ def test_shipped_data_are_those_of_radvels_wheel(ours: str, original: str, point
         np.testing.assert_array_equal(shipped.time, source.time)
         np.testing.assert_array_equal(shipped.velocity, source.velocity)
         np.testing.assert_allclose(shipped.velocity_error, source.velocity_error, rtol=6e-8)  # float32 in the file
+
+
+def test_nightly_means_are_radvels() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        radvel = pytest.importorskip("radvel", reason="radvel is the oracle of nightly means")
+    table = read_all_velocities(DATA / "hd164922.h5")
+    expected = radvel.utils.bintels(table.time, table.velocity, table.velocity_error, table.instrument, binsize=0.5)
+    binned = binned_velocities(table, 0.5)
+    assert len(binned) == 241
+    for got, wanted in zip((binned.time, binned.velocity, binned.velocity_error), expected, strict=False):
+        assert np.abs(got - wanted).max() < 1e-9 * np.abs(wanted).max()
+    assert binned.instrument.tolist() == list(expected[3])
