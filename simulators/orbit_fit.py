@@ -141,7 +141,7 @@ def _search(
     curves = [torch.zeros_like(data.velocity) for _ in grids]
     power, rival = (data.velocity.new_zeros(rows, planets) for _ in range(2))
     center = data.without_offsets(data.velocity[..., None], weight)[..., 0]
-    trend = torch.zeros_like(center)
+    trend, coefficients = torch.zeros_like(center), data.velocity.new_zeros(rows, linear)
     for _ in range(PASSES if planets > 1 or linear else 1):
         for p, grid in enumerate(grids):
             others = sum((c for q, c in enumerate(curves) if q != p), torch.zeros_like(center))
@@ -159,8 +159,6 @@ def _search(
             fit = weighted_least_squares(columns, data.without_offsets(left, weight)[..., 0], weight)
             trend = (data.linear @ fit.amplitude[..., None])[..., 0]
             coefficients = fit.amplitude
-        else:
-            coefficients = data.velocity.new_zeros(rows, 0)
     return torch.cat([*orbits, coefficients], dim=-1), power, rival
 
 
@@ -289,6 +287,7 @@ def _jitter(data: Velocities, y: Tensor, jitter: Tensor, *, shared: bool, parame
     variance that the fit leaves. Not below half that error: jitter cannot be measured to be zero.
     """
     points = data.membership.sum((1, 2))
+    error = information = torch.ones_like(jitter)
     kept = ((points - parameters - data.membership.shape[-1]) / points).clamp_min(0.2)[:, None]
     for _ in range(4):
         weight = data.weight(jitter)

@@ -153,6 +153,7 @@ def velocity_design(spec: DesignSpec | None, *, size: int | None, instruments: S
         arrays = arrays_of(table, names, size or len(table), str(spec["observation"]))
         typical = float(np.median(table.velocity_error))
         span = float(table.time.max() - table.time.min())
+        observed = {k: torch.from_numpy(v) for k, v in arrays.items() if k != "velocity"}
         return VelocityDesign(
             size=len(arrays["time"]),
             instruments=names,
@@ -160,8 +161,10 @@ def velocity_design(spec: DesignSpec | None, *, size: int | None, instruments: S
             baseline=(span, span),
             error=(typical, typical),
             points=(len(table), len(table)),
-            observed={k: torch.from_numpy(v) for k, v in arrays.items() if k != "velocity"},
-            **extras,
+            error_scatter=extras["error_scatter"],
+            absent=extras["absent"],
+            absent_instrument=extras["absent_instrument"],
+            observed=observed,
         )
     check_keys(spec, ("points", "baseline", "start", "error", *extras), WHAT)
     missing = [key for key in ("baseline", "error") if key not in spec]
@@ -177,7 +180,9 @@ def velocity_design(spec: DesignSpec | None, *, size: int | None, instruments: S
         baseline=_limits(spec["baseline"], f"{WHAT}.baseline"),
         error=_limits(spec["error"], f"{WHAT}.error"),
         points=points,
-        **extras,
+        error_scatter=extras["error_scatter"],
+        absent=extras["absent"],
+        absent_instrument=extras["absent_instrument"],
     )
 
 

@@ -106,8 +106,8 @@ def binned_velocities(table: VelocityTable, width_days: float) -> VelocityTable:
         while start < len(of_it):
             stop = int(np.searchsorted(time, time[start] + width_days))
             weight = 1 / error[start:stop] ** 2
-            mean = (np.average(v[start:stop], weights=weight) for v in (time, velocity))
-            rows.append((*map(float, mean), float(weight.sum() ** -0.5), name))
+            at, mean = (float(np.average(v[start:stop], weights=weight)) for v in (time, velocity))
+            rows.append((at, mean, float(weight.sum() ** -0.5), name))
             start = stop
     times, velocities, errors, names = zip(*rows, strict=True)
     return VelocityTable(np.array(times), np.array(velocities), np.array(errors), np.array(names))

@@ -123,7 +123,7 @@ def _figures_of(run: Run, inference: InferenceFile, compare: Path | None, n: int
     figures = []
     views = _predictive_views(run, delivered, n)
     for name, figure in views.items():
-        figures.append(ReportFigure(f"predictive-{name.replace(' ', '-')}", f"{identifier}: {name}", figure))
+        figures.append(ReportFigure("predictive", f"{identifier}: {name}", figure))
     predictive = None if views else _predictive_figure(run, delivered, n)
     if predictive is not None:
         figures.append(ReportFigure("predictive", f"{identifier}: data and posterior predictive", predictive))

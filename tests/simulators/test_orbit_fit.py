@@ -87,9 +87,9 @@ def test_two_instruments_have_two_jitters() -> None:
 
 def test_a_star_alone_is_fitted_as_among_others() -> None:
     data = stars(4)
-    one = Velocities(
-        *(getattr(data, n)[2:3] for n in ("elapsed", "velocity", "variance", "membership", "linear")), SPAN
-    )
+    arrays = (data.elapsed, data.velocity, data.variance, data.membership, data.linear)
+    elapsed, velocity, variance, membership, linear = (v[2:3] for v in arrays)
+    one = Velocities(elapsed, velocity, variance, membership, linear, SPAN)
     options = {"typical_jitter": 1.0, "shared_jitter": True, "free_jitter": True}
     every, alone = (fit_orbits(d, GRIDS, [True, False], **options) for d in (data, one))  # pyright: ignore[reportArgumentType]
     torch.testing.assert_close(every.y[2], alone.y[0])
