@@ -15,15 +15,15 @@ $(BIN)/elboscope: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	touch $@
 
-# radvel is the oracle of the velocity tests. Of its dependencies, one of them GPL, it gets what its import needs;
+# radvel and lenstronomy are oracles in tests. Of their dependencies, some of them GPL, they get what their import needs;
 # the last line fails where that is not enough, so that its tests are not skipped in silence
 $(VENV)/.dev: $(BIN)/elboscope
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' nbsphinx dill multiprocess
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps radvel==1.6.7
-	$(BIN)/python -W ignore -c "import radvel"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,cluster,compression]' nbsphinx dill multiprocess
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps radvel==1.6.7 lenstronomy==1.14.2
+	$(BIN)/python -W ignore -c "import radvel, lenstronomy.LensModel.lens_model"
 	touch $@
 
-.PHONY: install dev demo test test-all lint benchmark format clean help
+.PHONY: install dev demo test test-all test-slurm lint benchmark format clean help
 install: $(BIN)/elboscope ## create .venv and install
 dev: $(VENV)/.dev ## and what tests and linters need
 
@@ -34,7 +34,10 @@ test: dev ## default tests, under 10 minutes on 2 cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-all: dev ## with the slow ones
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest -m 'not slurm'
+
+test-slurm: dev ## on a Slurm that is here, or that the script $$ELBOSCOPE_SLURM_UP starts
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 lint: dev ## ruff, pyright, import-linter
 	$(BIN)/ruff check .

@@ -72,6 +72,7 @@ MARGIN = 0.95  # of the budget is planned for
 SCHEDULES: dict[str, str] = {
     "default": "",
     "forward_kl": "{objective: forward_kl, steps: 1000, RATE}",
+    "forward_kl+elbo 5%": "{objective: forward_kl, steps: 950, RATE}, {objective: elbo, steps: 50, learning_rate: 5.0e-4, batch: 256}",
     "elbo": "{objective: elbo, steps: 1000, RATE}",
     "iwelbo": "{objective: iwelbo, steps: 1000, draws: 8, RATE}",
     "wake": "{objective: wake, steps: 1000, draws: 16, prior_share: 0.25, RATE}",

@@ -1,4 +1,4 @@
-"""Write the observed datasets of this folder from the files that radvel's wheel installs.
+"""Write the datasets of this folder: stars from the files that radvel's wheel installs, and simulated stand-ins.
 
     python data/make_data.py
 
@@ -19,6 +19,8 @@ import torch
 from pipeline.store import hdf5_content_digest, write_data
 from simulators.protocol import Observable
 from simulators.radial_velocity import velocity_observables
+from simulators.strong_lens import StrongLens
+from simulators.supernova_cosmology import SupernovaCosmology
 from simulators.velocity_files import VelocityTable, binned_velocities, read_velocity_text
 
 FOLDER = Path(__file__).resolve().parent
@@ -112,11 +114,60 @@ def write_star(star: Star, table: VelocityTable, folder: Path) -> Path:
     return path
 
 
+SURVEY = "supernovae_simulated.h5"
+SURVEY_TRUTH = {"Om": 0.3, "w": -1.0}
+SURVEY_DESIGN = {"first": 0.014, "last": 1.6, "bend": 0.85, "error": 0.025, "systematic": 0.6}
+"""Ends, errors and systematics like those of Pantheon's 40 bins (Scolnic et al. 2018, ApJ 859, 101)."""
+
+
+def write_survey(folder: Path) -> Path:
+    """Write a simulated survey of flat wCDM, in digits as tables have them, so that every machine writes the same."""
+    simulator = SupernovaCosmology(model="wcdm", design=SURVEY_DESIGN)
+    theta = torch.tensor([list(SURVEY_TRUTH.values())], dtype=torch.float64)
+    x = simulator.simulate(theta, generator=torch.Generator().manual_seed(11))
+    x["magnitude"] = x["magnitude"] - x["magnitude"][:, :1] + 14.57  # any offset will do: that of Pantheon's first bin
+    digits = {"redshift": 4, "heliocentric_redshift": 4, "magnitude": 5, "covariance": 9}
+    x = {name: values.round(decimals=digits.get(name, 0)) for name, values in x.items()}
+    attributes = {
+        "origin": "simulated by data/make_data.py with the simulator supernova_cosmology; no observation",
+        "truth": json.dumps(SURVEY_TRUTH),
+    }
+    path = folder / SURVEY
+    write_data(path, observables=simulator.observables, x=x, ids=["simulated survey"], attributes=attributes)
+    return path
+
+
+LENS = "strong_lens_simulated.h5"
+LENS_TRUTH = {
+    "lens_x": -0.04, "lens_y": 0.03, "einstein_radius": 1.6, "lens_e1": 0.07, "lens_e2": 0.28, "shear_1": 0.0, "shear_2": 0.02,
+    "source_x": 0.35, "source_y": -0.3, "source_e1": -0.35, "source_e2": -0.03, "source_radius": 0.23, "source_index": 0.6,
+    "source_brightness": 0.14,
+}  # fmt: skip
+
+
+def write_lens(folder: Path) -> Path:
+    """Write a simulated image of a lensed galaxy, in digits, so that every machine writes the same."""
+    simulator = StrongLens(noise_scatter=0.0)
+    theta = torch.tensor([list(LENS_TRUTH.values())], dtype=torch.float64)
+    x = simulator.simulate(theta, generator=torch.Generator().manual_seed(3))
+    x["image"] = x["image"].round(decimals=4)
+    attributes = {
+        "origin": "simulated by data/make_data.py with the simulator strong_lens; no observation",
+        "truth": json.dumps(LENS_TRUTH),
+    }
+    path = folder / LENS
+    write_data(path, observables=simulator.observables, x=x, ids=["simulated lens"], attributes=attributes)
+    return path
+
+
 def main() -> int:
-    """Write every file of `STARS`; one readable line and exit code 2 where the source is not as expected."""
+    """Write what is simulated and every file of `STARS`; one readable line and exit code 2 where the source is not as expected."""
     try:
-        for star in STARS:
-            path = write_star(star, read_verified(star, RADVEL_DATA), FOLDER)
+        for path in [
+            write_survey(FOLDER),
+            write_lens(FOLDER),
+            *(write_star(s, read_verified(s, RADVEL_DATA), FOLDER) for s in STARS),
+        ]:
             print(f"{path.name}: content {hdf5_content_digest(path)}")
     except ValueError as error:
         print(f"make_data: {error}", file=sys.stderr)

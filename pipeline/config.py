@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline.datasets.cache import PREFIX, resolve_fetched
 from pipeline.errors import InputError
 from pipeline.settings import CaseSettings, SimulatorSettings
 
@@ -154,9 +155,16 @@ def _number_or_text(text: str) -> float | str:
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
-    """Make the file paths of a case absolute: observation, simulator.path, and simulator options that name files."""
+    """Make the file paths of a case absolute: observation, simulator.path, ingest.arrays, likelihood.summary.file, options that name files."""
     if isinstance(values.get("observation"), str):
-        values["observation"] = str((folder / values["observation"]).resolve())
+        values["observation"] = _resolve_file(values["observation"], folder)
+    ingest = values.get("ingest")
+    if isinstance(ingest, dict) and isinstance(ingest.get("arrays"), dict):
+        ingest["arrays"] = {k: str(folder / v) if isinstance(v, str) else v for k, v in ingest["arrays"].items()}
+    likelihood: Any = values.get("likelihood")
+    summary = likelihood.get("summary") if isinstance(likelihood, dict) else None
+    if isinstance(summary, dict) and isinstance(summary.get("file"), str):
+        summary["file"] = str((folder / summary["file"]).resolve())
     simulator = values.get("simulator")
     if isinstance(simulator, dict):
         if isinstance(simulator.get("path"), str):
@@ -165,12 +173,17 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
             simulator["options"] = _resolve_option(simulator["options"], folder)
 
 
+def _resolve_file(text: str, folder: Path) -> str:
+    """A file relative to the config, or in the cache: `fetch:NAME`."""
+    return str(resolve_fetched(text) if text.startswith(PREFIX) else (folder / text).resolve())
+
+
 def _resolve_option(option: Any, folder: Path) -> Any:
-    """In options, a value under a key `observation` or `path` is a file, relative to the config."""
+    """In options, a value under a key `observation`, `path` or `data` is a file, relative to the config, or fetched."""
     if isinstance(option, dict):
         return {
-            k: str((folder / v).resolve())
-            if k in ("observation", "path") and isinstance(v, str)
+            k: _resolve_file(v, folder)
+            if k in ("observation", "path", "data") and isinstance(v, str)
             else _resolve_option(v, folder)
             for k, v in option.items()
         }

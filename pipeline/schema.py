@@ -5,6 +5,8 @@ Data file (simulations and observations share it), HDF5:
     /x/<observable>     (N, *shape)   attributes: unit, role, label
     /theta              (N, D)        where known; attributes: names, units
     /id                 (N,) UTF-8    observations only
+    /failed             (N,) uint8    simulations only: 0, or why the row has no x (`simulators.failures`), which is then NaN
+    /failures           row, reason   in a shard with failed simulations: which rows of it, and why in words
     root attributes     schema, schema_version, stage, content_key, settings, inputs, provenance, ...
 
 inference.h5, netCDF-4/HDF5, one variable a name below:
@@ -21,6 +23,10 @@ has it with one posterior for N rows of observed_data; population.h5 (`elboscope
 validation.h5: group `calibration`: theta_true (N, D), theta_draws (L, N, D), ranks (N, D), tarp_alpha,
     tarp_expected_coverage, ess_fraction (N,); comparison.h5: one group a baseline: draws (S, D).
 
+likelihood.safetensors: a learned likelihood (`estimators.likelihood`); posterior.safetensors holds a copy of it, its tensors
+under `likelihood.`. What was made with one has the root attributes likelihood = "learned" and summary_hash, the digest of
+s(x): evidences are those of s, and are compared under the same digest only.
+
 The attribute `provenance` (versions, host, wall time) is the only content that may differ between two
 runs of the same settings.
 """
@@ -34,6 +40,7 @@ CONTENT_KEY = "content_key"
 SETTINGS = "settings"
 INPUTS = "inputs"
 STAGE = "stage"
+SUMMARY_HASH = "summary_hash"
 
 CERTIFICATE: dict[str, str] = {
     "log_evidence": "log p(x), importance-sampling estimate, nats",
@@ -55,6 +62,9 @@ CERTIFICATE: dict[str, str] = {
     "amortized_ess_fraction": "ess_fraction of the amortized q",
     "amortized_pareto_k": "pareto_k of the amortized q",
     "r_hat": "largest rank-normalised R-hat of the Markov chains; NaN where nothing was sampled",
+    "surrogate_error": "of a learned likelihood: standard deviation of log_evidence over its networks, nats",
+    "surrogate_spread": "of a learned likelihood: mean spread of the log likelihood over its networks, nats",
+    "surrogate_outside": "of a learned likelihood: share of delivered draws outside what was simulated",
     "typicality": "probability that a simulated observation lies as far from the others as this one",
     "predictive": "two-sided probability of replicated data under the posterior: log likelihood as far out as the observed",
 }

@@ -5,17 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Settings(BaseModel):
-    """Base of every block of settings: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+from pipeline.ingest_settings import IngestSettings
+from pipeline.likelihood_settings import LikelihoodSettings
+from pipeline.network_settings import EmbeddingSettings, FlowSettings, Fraction, Positive, PositiveFloat, Settings
+from pipeline.resource_settings import ResourcesSettings
 
 
 class SimulatorSettings(Settings):
@@ -39,50 +34,16 @@ class SimulateSettings(Settings):
         default_factory=dict,
         description="distributions from which theta is drawn in place of the prior, by parameter; q targets the prior all the same",
     )
-
-
-class FlowSettings(Settings):
-    """The normalizing flow q(theta given x)."""
-
-    kind: Literal["coupling", "autoregressive", "zuko_nsf", "zuko_maf", "zuko_nice", "zuko_bpf"] = Field(
-        default="coupling",
-        description="transforms between base and affine map. coupling: rational-quadratic splines, fast both ways; autoregressive: the same splines, fast to sample, D passes for a density; zuko_*: families of zuko, nsf (splines), maf (affine) and bpf (Bernstein polynomials) fast for densities, D passes to sample; nice: affine couplings",
+    batch: Positive | None = Field(
+        default=None,
+        description="simulations asked for at once; bounds memory; part of the content; default: the simulator's own `batch`, or 16384",
     )
-    transforms: Positive = Field(default=5, description="layers")
-    hidden: Positive = Field(default=96, description="width of the network in each layer")
-    blocks: Positive = Field(default=2, description="residual blocks in each layer; hidden layers for zuko_*")
-    bins: Annotated[int, Field(ge=2, le=64)] = Field(
-        default=10, description="bins of each rational-quadratic spline; degree of zuko_bpf"
+    workers: Positive | None = Field(default=None, description="processes; default: one a core for long work on CPUs")
+    most_failed: Fraction = Field(default=0.1, description="share of failed simulations above which they are refused")
+    compression: Literal["none", "zstd", "blosc2"] = Field(
+        default="none", description="of shards, lossless; zstd and blosc2 need the package hdf5plugin, for reading too"
     )
-    tail_bound: PositiveFloat = Field(
-        default=5.0, description="half width of the splines, in standard deviations; linear beyond"
-    )
-    base: Literal["normal", "student"] = Field(
-        default="normal", description="distribution of the noise; student: multivariate Student-t, heavier tails"
-    )
-    base_freedom: Annotated[int, Field(ge=1)] = Field(default=8, description="degrees of freedom of base student")
-
-
-class EmbeddingSettings(Settings):
-    """The network that turns x into the context of the flow."""
-
-    kind: Literal["mlp", "none", "residual", "cnn1d", "cnn2d", "set", "transformer"] = Field(
-        default="mlp",
-        description="mlp: sbi's FCEmbedding; none: features go to the flow as they are; residual: sbi's ResNetEmbedding1D; cnn1d, cnn2d: sbi's CNNEmbedding, shape [channels, length] or [channels, height, width]; set: items pooled in no order; transformer: items that attend to each other; both of shape [items, numbers], the last number a mask, 1 present, 0 absent",
-    )
-    hidden: Positive = Field(default=128, description="width of the hidden layers")
-    layers: Positive = Field(
-        default=2, description="layers of the MLP (of both, for set); blocks of residual and transformer"
-    )
-    output: Positive = Field(default=64, description="numbers handed to the flow")
-    shape: tuple[Positive, ...] = Field(
-        default=(), description="shape of the features of one observation; default: the simulator's feature_shape"
-    )
-    channels: tuple[Positive, ...] = Field(
-        default=(16, 32), description="channels of each convolution of cnn1d and cnn2d", min_length=1
-    )
-    kernel: Positive = Field(default=5, description="width of each convolution; pooled by two after each")
-    heads: Positive = Field(default=4, description="attention heads of the transformer; must divide hidden")
+    execution_only = frozenset({"workers", "most_failed", "compression"})
 
 
 Objective = Literal["elbo", "iwelbo", "forward_kl", "wake"]
@@ -286,6 +247,10 @@ class InferSettings(Settings):
     atypical_below: Fraction = Field(
         default=0.01, description="probability at which an observation unlike the simulations is flagged"
     )
+    most_outside: Fraction = Field(
+        default=0.05,
+        description="with a learned likelihood: share of draws outside what was simulated above which the certificate says so",
+    )
     memory_gb: PositiveFloat = Field(default=0.5, description="bound of what draws and weights of a part take")
     store_proposals: Literal["auto", "always", "never"] = Field(
         default="auto", description="weighted draws in the output; auto: for up to 100 observations"
@@ -358,19 +323,40 @@ class CaseSettings(Settings):
     seed: Annotated[int, Field(ge=0)] = Field(default=1, description="every random number is a function of it")
     simulator: SimulatorSettings
     observation: Path | None = Field(
-        default=None, description="observed data: our HDF5, or what the simulator reads; relative to this file"
+        default=None,
+        description="observed data: our HDF5, or what the simulator reads; relative to this file, or fetch:NAME",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")
     threads: Annotated[int, Field(ge=0)] = Field(
         default=0, description="CPU threads of torch; 0: one a core. Part of bit-for-bit reproduction"
     )
+    ingest: IngestSettings = IngestSettings()
+    rounds: Positive = Field(
+        default=1,
+        description="with a learned likelihood and one observation: `run` simulates more where q puts its mass, and learns again, so many times in all",
+    )
     simulate: SimulateSettings = SimulateSettings()
+    likelihood: LikelihoodSettings = LikelihoodSettings()
     train: TrainSettings = TrainSettings()
     infer: InferSettings = InferSettings()
     validation: ValidateSettings = Field(default=ValidateSettings(), alias="validate")
     compare: CompareSettings = CompareSettings()
+    resources: ResourcesSettings = Field(
+        default=ResourcesSettings(), description="cores, memory, GPUs and time of each stage on a cluster"
+    )
 
     def dump(self, *include: str) -> dict[str, Any]:
-        """Plain JSON values, by the names used in YAML; `include` keeps only those blocks."""
+        """Plain JSON values, by the names used in YAML; `include` keeps only those blocks.
+
+        Without `include` all but `resources`, which say where a file was made and not what is in it.
+        """
         values = self.model_dump(mode="json", by_alias=True)
-        return {k: values[k] for k in include} if include else values
+        return {k: values[k] for k in include or (n for n in values if n != "resources")}
+
+    def content(self, *include: str) -> dict[str, Any]:
+        """`dump` without settings that are execution-only."""
+        values = self.dump(*include)
+        for name, block in ((f.alias or n, getattr(self, n)) for n, f in type(self).model_fields.items()):
+            if isinstance(block, Settings) and name in values:
+                values[name] = {k: v for k, v in values[name].items() if k not in block.execution_only}
+        return values

@@ -1,7 +1,7 @@
 """What a simulator is: parameters, observables, `simulate`, and what it may offer beyond that.
 
 A simulator is any object with the attributes of :class:`Simulator`. No base class is needed. What is
-optional (`log_likelihood`, `features`, `pilot`, `model_curve`, `read_observation`) is looked up by name; the
+optional (`log_likelihood`, `features`, `pilot`, `model_curve`, `simulate_with_reasons`, `read_observation`) is looked up by name; the
 functions at the end of this file say whether it is there.
 """
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from simulators.failures import Failure
 from simulators.units import check_unit
 
 Data = dict[str, Tensor]
@@ -68,6 +69,8 @@ class Observable:
         error: the context observable that is this one's 1-sigma error, or its covariance, if any.
         present: the context observable that is 1 where this one's numbers are there and 0 where they are absent, if any.
         scale: of an axis in plots.
+        discrete: whole numbers, some or all of them: counts have no density, and a learned likelihood treats them
+            as such.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Observable:
     error: str | None = None
     present: str | None = None
     scale: Literal["linear", "log"] = "linear"
+    discrete: bool = False
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -141,6 +145,13 @@ class Simulator(Protocol):
       ONE observation: theta (K, D), x of one row, grid (G,) of its abscissa, gives (K, G).
     - `predictive_views(theta, x) -> list[PredictiveView]`: the figures in which data and posterior of ONE observation are
       customarily shown, theta (K, D); the report draws them in place of one figure over the abscissa.
+    - `simulate_with_reasons(theta, context, *, generator) -> tuple[Data, dict[int, Failure]]`: `simulate`, and why
+      some rows failed, where that is known (`simulators.per_draw`, `simulators.external_program`). A failed
+      simulation is a row with NaN, with or without a reason.
+    - `batch: int`: simulations that stage `simulate` asks for at once; small for a simulator that takes seconds a draw.
+    - `reduced(x) -> Data`: what `log_likelihood` needs of x, computed once where x stays the same for many theta.
+    - `trust(theta, x) -> dict[str, Tensor]`: of a learned likelihood: numbers of the certificate that say how far it is
+      to be trusted at equally weighted draws theta (L, N, D), (N,) each.
     - `read_observation(path) -> tuple[Data, list[str]]`: an observed file of this kind as x of N rows
       and their N identifiers.
     """
@@ -177,6 +188,16 @@ def _optional(simulator: Simulator, name: str) -> Any:
     return member if callable(member) else None
 
 
+def simulate_with_reasons(
+    simulator: Simulator, theta: Tensor, *, generator: torch.Generator
+) -> tuple[Data, dict[int, Failure]]:
+    """x of theta (N, D) under conditions of the simulator's own design, and why some rows failed, where it says so."""
+    own = _optional(simulator, "simulate_with_reasons")
+    if own is not None:
+        return own(theta, None, generator=generator)
+    return simulator.simulate(theta, None, generator=generator), {}
+
+
 def has_likelihood(simulator: Simulator) -> bool:
     """Whether log p(x given theta) is tractable."""
     return _optional(simulator, "log_likelihood") is not None
@@ -192,6 +213,18 @@ def log_likelihood(simulator: Simulator, theta: Tensor, x: Mapping[str, Tensor])
     if density is None:
         raise ValueError(f"simulator {simulator.name!r} has no log_likelihood")
     return density(theta, x)
+
+
+def likelihood_data(simulator: Simulator, x: Data) -> Data:
+    """What `log_likelihood` needs of x: x itself, or less where the simulator says so."""
+    reduced = _optional(simulator, "reduced")
+    return x if reduced is None else reduced(x)
+
+
+def likelihood_trust(simulator: Simulator, theta: Tensor, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """How far a learned likelihood is to be trusted at draws theta (L, N, D), (N,) each; nothing for the simulator's own."""
+    trust = _optional(simulator, "trust")
+    return {} if trust is None else trust(theta, x)
 
 
 def data_observables(simulator: Simulator) -> tuple[Observable, ...]:

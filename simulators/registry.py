@@ -18,6 +18,8 @@ BUILT_IN: dict[str, str] = {
     "linear_gaussian": "simulators.linear_gaussian:LinearGaussian",
     "radial_velocity": "simulators.radial_velocity:RadialVelocity",
     "multi_instrument_velocity": "simulators.multi_instrument_velocity:MultiInstrumentVelocity",
+    "supernova_cosmology": "simulators.supernova_cosmology:SupernovaCosmology",
+    "strong_lens": "simulators.strong_lens:StrongLens",
     "two_moons": "simulators.benchmark.two_moons:TwoMoons",
     "slcp": "simulators.benchmark.slcp:Slcp",
     "slcp_distractors": "simulators.benchmark.slcp_distractors:SlcpDistractors",
@@ -28,6 +30,8 @@ BUILT_IN: dict[str, str] = {
     "bernoulli_glm_raw": "simulators.benchmark.bernoulli_glm_raw:BernoulliGlmRaw",
     "sir": "simulators.benchmark.sir:Sir",
     "lotka_volterra": "simulators.benchmark.lotka_volterra:LotkaVolterra",
+    "fermi_poisson": "simulators.fermi.poisson:FermiPoisson",
+    "fermi_inner_galaxy": "simulators.fermi.inner_galaxy:FermiInnerGalaxy",
 }
 ENTRY_POINT_GROUP = "elboscope.simulators"
 RESERVED = frozenset(

@@ -17,6 +17,20 @@ def check_unit(unit: str, what: str) -> None:
         raise ValueError(f"{what}: {unit!r} is not an astropy unit string ({error})") from None
 
 
+def parse_unit(unit: str) -> Any:
+    """The astropy unit of a string; None where astropy does not know it. "" is dimensionless.
+
+    >>> parse_unit("km/s") == parse_unit("km s-1"), parse_unit("furlong")
+    (True, None)
+    """
+    from astropy import units
+
+    try:
+        return units.Unit(unit)
+    except (ValueError, TypeError):
+        return None
+
+
 def conversion_factor(unit_from: str, unit_to: str, what: str) -> float:
     """Factor by which values in `unit_from` are multiplied to be in `unit_to`.
 

@@ -1,1 +1,1 @@
-"""Groups of commands; each file has `register(app)`. Nothing heavy is imported before a command is called."""
+"""Commands of `elboscope`, one file an area; each registers itself in `pipeline.cli`."""

@@ -14,6 +14,8 @@ from torch.distributions import Distribution
 from pipeline.config import build_simulator, case_from_values
 from pipeline.errors import InputError
 from pipeline.estimators.importance import Evidence, summarize
+from pipeline.estimators.learned_likelihood import MODEL, learned_part, likelihood_from, model_header
+from pipeline.estimators.learned_likelihood import PREFIX as LIKELIHOOD
 from pipeline.estimators.network import BLOCK, Condition, NetworkInput, PosteriorNetwork, draw_in_blocks, network_input
 from pipeline.estimators.proposal import Amortized, weigh
 from pipeline.estimators.sbi_network import (
@@ -195,8 +197,12 @@ class Posterior:
             **attributes,
             SETTINGS: json.dumps(self.case.dump(), sort_keys=True),
         }
-        simulations = {} if self.typicality_model is None else self.typicality_model.state()
-        write_safetensors(path, self.network.state_dict() | simulations, metadata)
+        held = {} if self.typicality_model is None else self.typicality_model.state()
+        learned = learned_part(self.simulator)
+        if learned is not None:
+            held |= {f"{LIKELIHOOD}{name}": value for name, value in learned.network.state_dict().items()}
+            metadata |= model_header(learned.network)
+        write_safetensors(path, self.network.state_dict() | held, metadata)
 
 
 def density_points(theta: Tensor, observations: int) -> tuple[Tensor, bool]:
@@ -266,18 +272,21 @@ def load_posterior(
         raise InputError(
             f"{path}: trained for observables {header['observables']}, the simulator has {_observables(simulator)}"
         )
+    if MODEL in header:
+        simulator = likelihood_from(tensors, header, simulator, source=str(path), prefix=LIKELIHOOD)
+        simulator.network.to(device)
     features = int(header["features"])
     if header[STAGE] == "sbi":
         architecture = architecture_from(_json_object(header.get(ARCHITECTURE, ""), path), str(path))
         network = new_sbi_network(architecture, dimension=len(names), features=features)
     else:
         network = new_network(stored, simulator, features)
-    weights = {k: v for k, v in tensors.items() if not k.startswith(PREFIX)}
+    weights = {k: v for k, v in tensors.items() if not k.startswith((PREFIX, LIKELIHOOD))}
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"{path}: weights do not fit its settings ({str(error).splitlines()[0]})") from None
-    typicality = Typicality.from_state(tensors, device=device) if len(weights) < len(tensors) else None
+    typicality = Typicality.from_state(tensors, device=device) if any(k.startswith(PREFIX) for k in tensors) else None
     return Posterior(stored, simulator, network.to(device), typicality_model=typicality)
 
 

@@ -67,6 +67,19 @@ MEANING: dict[str, tuple[str, str]] = {
     "amortized_ess_fraction": ("Effective sample size of the amortized q", "Share of its draws left effective."),
     "amortized_pareto_k": ("Pareto k of the amortized q", "As above."),
     "r_hat": ("R-hat of the Markov chains", "Rank-normalised; 1 where they have mixed."),
+    "surrogate_error": (
+        "Log evidence between networks",
+        "Standard deviation of the log evidence over the networks of the learned likelihood: what it does not know of itself.",
+    ),
+    "surrogate_spread": (
+        "Spread of the learned likelihood",
+        "Mean standard deviation of its log likelihood over its networks, at the delivered draws.",
+    ),
+    "surrogate_outside": (
+        "Draws outside what was simulated",
+        "Share of the delivered draws at which the networks disagree more, or simulations are rarer, than at nearly all "
+        "held-out simulations. There the learned likelihood is lowered, and is a guess.",
+    ),
     "typicality": (
         "Typicality",
         "Probability that a simulated observation lies as far from the others as this one. A small one says that "
@@ -80,7 +93,13 @@ MEANING: dict[str, tuple[str, str]] = {
 }
 """Name and one sentence for each number of `schema.CERTIFICATE`."""
 
-WHERE_MADE = {"r_hat", "typicality", "predictive"}  # not a number where nothing was sampled or checked
+SURROGATE_NAMES = ("surrogate_error", "surrogate_spread", "surrogate_outside")
+WHERE_MADE = {
+    "r_hat",
+    "typicality",
+    "predictive",
+    *SURROGATE_NAMES,
+}  # not a number where nothing was sampled, checked or learned
 FOLDED = {"log_evidence_error", "amortized_log_evidence_error"}  # stand beside their value, not on a line of their own
 
 
@@ -113,7 +132,7 @@ def certificate_value(name: str, certificate: Mapping[str, float]) -> str:
     value = certificate[name]
     if name in ("log_evidence", "amortized_log_evidence"):
         return f"{numbers.with_error(value, certificate.get(f'{name}_error'))} nats"
-    if name.endswith(("ess_fraction", "repeated_fraction")):
+    if name.endswith(("ess_fraction", "repeated_fraction", "surrogate_outside")):
         return numbers.percent(value)
     if name.endswith("pareto_k"):
         return numbers.fixed(value, 2)
@@ -164,9 +183,22 @@ def _judge(name: str, certificate: Mapping[str, float], infer: InferSettings) ->
     if name == "refused":
         draws = numbers.count(certificate.get("proposals", infer.most_proposals))
         return ("pass", "none") if value == 0 else ("info", f"of {draws} draws")
+    if name in SURROGATE_NAMES:
+        return _judge_surrogate(name, value, certificate, infer)
     if name in ("typicality", "predictive"):
         level = f"{100 * infer.atypical_below:g} %"
         return ("pass", f"at least {level}") if value >= infer.atypical_below else ("fail", f"below {level}")
+    return "info", ""
+
+
+def _judge_surrogate(
+    name: str, value: float, certificate: Mapping[str, float], infer: InferSettings
+) -> tuple[Mark, str]:
+    if name == "surrogate_outside":
+        level = f"{100 * infer.most_outside:g} %"
+        return ("pass", f"at most {level}") if value <= infer.most_outside else ("fail", f"more than {level}")
+    if name == "surrogate_error" and value > certificate.get("log_evidence_error", math.inf):
+        return "info", "larger than the Monte Carlo error: the evidence is known no better than this"
     return "info", ""
 
 

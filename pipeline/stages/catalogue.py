@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.stages.run import load_observation
+from pipeline.stages.observed import load_observation
 from pipeline.store import DataSet, is_data_file, open_hdf5, read_data
 from simulators.protocol import Observable, Simulator
 

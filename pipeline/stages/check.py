@@ -9,8 +9,9 @@ from pipeline.estimators.network import network_input
 from pipeline.progress import console
 from pipeline.rng import generator
 from pipeline.stages.run import Run
+from pipeline.stages.shard import checked, not_finite, numbers
 from simulators.priors import sample
-from simulators.protocol import has_likelihood, log_likelihood
+from simulators.protocol import has_likelihood, log_likelihood, simulate_with_reasons
 
 ROWS = 16
 
@@ -24,13 +25,17 @@ def check(run: Run) -> None:
     simulator = run.simulator
     stream = generator(run.case.seed, "check")
     theta = sample(run.proposal, ROWS, stream)
-    x = simulator.simulate(theta, None, generator=stream)
-    for o in simulator.observables:
-        if o.name not in x or tuple(x[o.name].shape) != (ROWS, *o.shape):
-            got = tuple(x[o.name].shape) if o.name in x else "nothing"
-            raise InputError(
-                f"simulator {simulator.name!r}: simulate gave {got} for {o.name!r}, expected {(ROWS, *o.shape)}"
-            )
+    x, failures = simulate_with_reasons(simulator, theta, generator=stream)
+    x = {o.name: checked(simulator, x, o, ROWS) for o in simulator.observables}
+    failures = failures | not_finite(x, known=failures)
+    if failures:
+        first = min(failures)
+        words = f"{len(failures)} of {ROWS} simulations failed, the first at theta = ({numbers(theta[first])}): {failures[first].reason}"
+        if len(failures) == ROWS:
+            raise InputError(f"simulator {simulator.name!r}: {words}")
+        console.print(words)
+        good = [i for i in range(ROWS) if i not in failures]
+        theta, x = theta[good], {k: v[good] for k, v in x.items()}
     features = network_input(simulator, x).features
     if not bool(features.isfinite().all()):
         raise InputError(f"simulator {simulator.name!r}: features of simulated data are not finite")
@@ -42,12 +47,14 @@ def check(run: Run) -> None:
     )
     if has_likelihood(simulator):
         values = log_likelihood(simulator, theta, x)
-        if tuple(values.shape) != (ROWS,) or bool(torch.isnan(values).any()):
+        if tuple(values.shape) != (len(theta),) or bool(torch.isnan(values).any()):
             raise InputError(
-                f"simulator {simulator.name!r}: log_likelihood gave shape {tuple(values.shape)} or NaN, expected ({ROWS},)"
+                f"simulator {simulator.name!r}: log_likelihood gave shape {tuple(values.shape)} or NaN, expected ({len(theta)},)"
             )
         console.print(f"log_likelihood of simulations: {float(values.min()):.1f} to {float(values.max()):.1f}")
-    else:
+    if run.learns_likelihood:
+        console.print(f"the likelihood is learned from {run.case.simulate.count} simulations: stage likelihood")
+    elif not has_likelihood(simulator):
         console.print("no log_likelihood: objective forward_kl only, and no certificates")
         for phase in (p for p in run.phases if p.needs_likelihood):
             raise InputError(

@@ -21,6 +21,7 @@ from torch import Tensor
 from pipeline.baselines.evidence_check import StudentMixture
 from pipeline.errors import InputError
 from pipeline.estimators.importance import Evidence, WeightedDraws, summarize, systematic_resample
+from pipeline.estimators.learned_likelihood import attributes_of
 from pipeline.estimators.network import BLOCK
 from pipeline.estimators.posterior import Posterior, load_posterior
 from pipeline.progress import console, progress_bar
@@ -29,15 +30,16 @@ from pipeline.schema import STAGE, VERDICTS
 from pipeline.settings import CaseSettings, InferSettings
 from pipeline.stages.inference_file import write_inference
 from pipeline.stages.ladder import Outcome
+from pipeline.stages.observed import load_observation
 from pipeline.stages.product import Array, Coordinates, adapt_mixture, first_proposal
-from pipeline.stages.run import load_observation, with_digests
+from pipeline.stages.run import with_digests
 from pipeline.stages.verdicts import MOST_MISSED, verdict_of
 from pipeline.store import content_key, input_digest, read_attribute, read_key, stamp
 from simulators.priors import prior_of
 from simulators.protocol import Data, has_likelihood, log_likelihood
 
 STAGE_NAME = "combine"
-VERSION = 1
+VERSION = 2
 ROWS = 1_024
 """Rows whose likelihood is evaluated at once: with BLOCK points at once, bounds memory for any N."""
 
@@ -177,7 +179,8 @@ def combine_observations(
     data = load_observation(posterior.simulator, observations)
     combined = combine(posterior, data.x, settings=settings, seed=seed)
     resolved = (case or posterior.case).dump() | {"infer": settings.model_dump(mode="json"), "seed": seed}
-    attributes = stamp(stage=STAGE_NAME, key=key, settings=resolved, inputs=inputs, started=started)
+    made = stamp(stage=STAGE_NAME, key=key, settings=resolved, inputs=inputs, started=started)
+    attributes = made | attributes_of(posterior.simulator)
     write_inference(
         output,
         posterior.simulator,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ from pipeline.diagnostics.c2st import c2st
 from pipeline.diagnostics.distances import MarginalDistances, marginal_distances
 from pipeline.errors import InputError
 from pipeline.estimators.importance import systematic_resample
+from pipeline.interrupt import stop_if_asked
 from pipeline.progress import console, progress_bar
 from pipeline.rng import derived_seed, generator
 from pipeline.schema import PROVENANCE
 from pipeline.stages.ladder import one_row
-from pipeline.stages.run import Run, begin, finish, inferred_observation
+from pipeline.stages.observed import inferred_observation
+from pipeline.stages.parts import Parts, Share
+from pipeline.stages.run import Run, begin, finish
 from pipeline.store import create_dataset, open_hdf5, write_hdf5
 from simulators import protocol
 from simulators.priors import IndependentPrior
@@ -49,8 +53,8 @@ class Comparison:
     distances: MarginalDistances
 
 
-def compare(run: Run) -> Path:
-    """Run the baselines on the first observations of the case, on the CPU."""
+def compare(run: Run, *, share: Share | None = None) -> Path:
+    """Run the baselines on the first observations of the case, on the CPU; with `share` on those of one of several jobs."""
     run.need_likelihood("compare")
     inference = run.input("infer")
     key = begin(run, "compare", VERSION, run.relevant("seed", "simulator", "compare"), {"inference": inference})
@@ -58,12 +62,22 @@ def compare(run: Run) -> Path:
     if key is None:
         return output
     data = inferred_observation(run, inference)
-    comparisons: dict[str, list[Comparison]] = {}
-    for n, identifier in enumerate(data.ids[: run.case.compare.observations]):
+    identifiers = data.ids[: run.case.compare.observations]
+    parts = Parts(output, "compare", key.key, tuple(identifiers))
+    for n, missing in parts.mine(share):
+        if not missing:
+            continue
         ours, evidence = our_draws(run, inference, n)
-        comparisons[identifier] = _compare_one(run, one_row(data.x, n), ours, n)
-        _print(identifier, comparisons[identifier], evidence)
-    write_hdf5(output, lambda file: _fill(file, comparisons), key.attributes())
+        comparisons = _compare_one(run, one_row(data.x, n), ours, n)
+        _print(identifiers[n], comparisons, evidence)
+        write_hdf5(
+            parts.paths[n], partial(_fill, identifier=identifiers[n], comparisons=comparisons), parts.attributes(n)
+        )
+        stop_if_asked()
+    if share is not None:
+        return output
+    write_hdf5(output, lambda file: _join(file, parts), key.attributes())
+    parts.remove()
     return finish(run, key, "")
 
 
@@ -90,7 +104,7 @@ def our_draws(run: Run, inference: Path, observation: int) -> tuple[Array, float
 
 def _compare_one(run: Run, x: Data, ours: Array, index: int) -> list[Comparison]:
     settings = run.case.compare
-    likelihood, joint = densities(run.simulator, run.prior, x)
+    likelihood, joint = densities(run.model_on(torch.device("cpu")), run.prior, x)
     seed = run.case.seed
     results: list[BaselineResult] = []
     if settings.emcee.enabled:
@@ -204,20 +218,26 @@ def _print(identifier: str, comparisons: list[Comparison], our_evidence: float) 
     console.print(table)
 
 
-def _fill(file: h5py.File, comparisons: dict[str, list[Comparison]]) -> None:
-    for identifier, sides in comparisons.items():
-        for c in sides:
-            r = c.result
-            group = file.create_group(f"{identifier}/{r.name}")
-            create_dataset(group, "draws", r.draws)
-            for name in ("mean_shift", "width_ratio", "wasserstein"):
-                create_dataset(group, name, getattr(c.distances, name))
-            group.attrs["c2st"] = c.c2st
-            group.attrs["converged"] = r.converged
-            group.attrs["likelihood_calls"] = r.likelihood_calls
-            group.attrs["checks"] = json.dumps(r.checks, sort_keys=True)
-            if r.log_evidence is not None:
-                group.attrs["log_evidence"], group.attrs["log_evidence_error"] = r.log_evidence, r.log_evidence_error
-            for name in ("log_evidence", "log_evidence_error", "ess_fraction", "pareto_k"):
-                group.attrs[f"checked_{name}"] = getattr(c.check, name)
-            group.attrs[PROVENANCE] = json.dumps({"wall_time_s": round(r.wall_time_s, 2)})
+def _fill(file: h5py.File, *, identifier: str, comparisons: list[Comparison]) -> None:
+    for c in comparisons:
+        r = c.result
+        group = file.create_group(f"{identifier}/{r.name}")
+        create_dataset(group, "draws", r.draws)
+        for name in ("mean_shift", "width_ratio", "wasserstein"):
+            create_dataset(group, name, getattr(c.distances, name))
+        group.attrs["c2st"] = c.c2st
+        group.attrs["converged"] = r.converged
+        group.attrs["likelihood_calls"] = r.likelihood_calls
+        group.attrs["checks"] = json.dumps(r.checks, sort_keys=True)
+        if r.log_evidence is not None:
+            group.attrs["log_evidence"], group.attrs["log_evidence_error"] = r.log_evidence, r.log_evidence_error
+        for name in ("log_evidence", "log_evidence_error", "ess_fraction", "pareto_k"):
+            group.attrs[f"checked_{name}"] = getattr(c.check, name)
+        group.attrs[PROVENANCE] = json.dumps({"wall_time_s": round(r.wall_time_s, 2)})
+
+
+def _join(file: h5py.File, parts: Parts) -> None:
+    for identifier, path in zip(parts.names, parts.paths, strict=True):
+        with open_hdf5(path) as part:
+            if identifier in part:  # no baseline is enabled otherwise
+                part.copy(identifier, file, name=identifier)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,20 @@ import torch
 from rich.table import Table
 
 from pipeline.errors import InputError
+from pipeline.estimators.learned_likelihood import attributes_of
 from pipeline.estimators.posterior import Posterior, load_posterior
 from pipeline.progress import console, progress_bar
-from pipeline.schema import CONTENT_KEY, PREDICTIVE, STAGE, VERDICTS
+from pipeline.schema import PREDICTIVE, STAGE, VERDICTS
 from pipeline.settings import CaseSettings, InferSettings
 from pipeline.stages.catalogue import Catalogue, open_catalogue
 from pipeline.stages.inference_file import join_parts, write_inference
 from pipeline.stages.ladder import climb_all
+from pipeline.stages.parts import Parts, Share
 from pipeline.stages.run import Run, begin, finish, need_same_settings, with_digests
 from pipeline.store import content_key, input_digest, open_hdf5, read_attribute, read_key, stamp
 from simulators.protocol import has_likelihood
 
-VERSION = 3
+VERSION = 4
 STORED = 100
 """Observations up to which `store_proposals: auto` keeps weighted draws."""
 MOST_ROWS = 1_000
@@ -39,8 +40,11 @@ LISTED = 20
 """Observations that the terminal lists one by one."""
 
 
-def infer(run: Run) -> Path:
-    """Posteriors of the case's observations, with the network that this run trained."""
+def infer(run: Run, *, share: Share | None = None) -> Path:
+    """Posteriors of the case's observations, with the network that this run trained.
+
+    With `share` only the parts of one of several jobs are made, and not put together.
+    """
     run.need_likelihood("infer")
     observation = run.observation_path()
     catalogue = open_catalogue(run.simulator, observation)
@@ -52,7 +56,9 @@ def infer(run: Run) -> Path:
         return output
     posterior = load_posterior(inputs["posterior"], case=run.case, device=run.device)
     job = _Job(posterior, catalogue, run.case.infer, run.case.seed, output, key.key)
-    job.run(key.attributes)
+    job.run(key.attributes, share)
+    if share is not None:
+        return output
     print_certificates(output)
     return finish(run, key, _pace(len(catalogue), time.monotonic() - key.started))
 
@@ -113,28 +119,26 @@ class _Job:
     output: Path
     key: str
 
-    def run(self, attributes: Callable[[], Mapping[str, Any]]) -> None:
-        """Write the output; `attributes()` gives its root attributes once all is done."""
+    def run(self, attributes: Callable[[], Mapping[str, Any]], share: Share | None = None) -> None:
+        """Write the output, or the parts of one share of it; `attributes()` gives its root attributes once all is done."""
+        learned = attributes_of(self.posterior.simulator)
         total, rows = len(self.catalogue), rows_of_a_part(self.settings, len(self.posterior.parameters))
-        folder = self.output.with_name(f"{self.output.name}.parts")
         starts = range(0, total, rows)
+        parts = Parts(self.output, "infer", self.key, tuple(f"{s} to {min(s + rows, total)}" for s in starts))
         with progress_bar("infer", total) as advance:
             if len(starts) == 1:
-                self._write(self.output, 0, total, attributes())
-                advance(total)
+                if share is None:  # a single part is the whole
+                    self._write(self.output, 0, total, {**attributes(), **learned})
+                    advance(total)
                 return
-            parts = [folder / f"part-{i:05d}.h5" for i in range(len(starts))]
-            for part, start in zip(parts, starts, strict=True):
-                stop = min(start + rows, total)
-                key = content_key("infer-part", VERSION, {"key": self.key, "rows": [start, stop]}, {})
-                if read_key(part) != key:
-                    self._write(part, start, stop, {STAGE: "infer-part", CONTENT_KEY: key})
-                advance(stop - start)
-        join_parts(parts, self.output, attributes())
-        for part in folder.glob("part-*.h5"):  # those of another catalogue that stopped halfway too
-            part.unlink()
-        with suppress(OSError):  # something else lies there: it is not ours
-            folder.rmdir()
+            for i, missing in parts.mine(share):
+                stop = min(starts[i] + rows, total)
+                if missing:
+                    self._write(parts.paths[i], starts[i], stop, parts.attributes(i))
+                advance(stop - starts[i])
+        if share is None:
+            join_parts(parts.paths, self.output, {**attributes(), **learned})
+            parts.remove()
 
     def _write(self, path: Path, start: int, stop: int, attributes: Mapping[str, Any]) -> None:
         data = self.catalogue.read(start, stop)
@@ -186,8 +190,17 @@ def print_certificates(path: Path) -> None:
                 console.print(f"{identifier}: ELBO {group['elbo'][n]:.3f} = {terms} nats")
             if note or verdicts[n] == "failed":
                 console.print(f"{identifier}: {verdicts[n]}: {VERDICTS[verdicts[n]]}. {note}")
+            if group["surrogate_spread"][n] == group["surrogate_spread"][n]:
+                console.print(f"{identifier}: {_of_the_surrogate(group, n)}")
             if atypical[n]:
                 console.print(f"{identifier}: atypical: {_why_atypical(group, n)}")
+
+
+def _of_the_surrogate(group: Any, n: int) -> str:
+    """How far the learned likelihood is to be trusted."""
+    names = ("surrogate_error", "surrogate_spread", "surrogate_outside")
+    error, spread, outside = (float(group[name][n]) for name in names)
+    return f"learned likelihood: its networks differ by {error:.3f} nats in log evidence, {spread:.3f} nats a draw; {100 * outside:.1f} % of draws outside what was simulated"
 
 
 def _why_atypical(group: Any, n: int) -> str:

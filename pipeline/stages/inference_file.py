@@ -99,7 +99,7 @@ def certificate_values(outcome: Outcome) -> dict[str, float]:
         "typicality": outcome.typicality,
         "predictive": outcome.predictive.get("log_likelihood", float("nan")),
     }
-    values = own | amortized | other
+    values = dict.fromkeys(CERTIFICATE, float("nan")) | own | amortized | other | dict(outcome.surrogate)
     return {name: values[name] for name in CERTIFICATE}
 
 

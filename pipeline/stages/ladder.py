@@ -27,7 +27,7 @@ from pipeline.settings import InferSettings
 from pipeline.stages.refined_rung import Repair, refine_all
 from pipeline.stages.sampled_rung import sample_one
 from pipeline.stages.verdicts import is_equal, verdict_of, why_rejected
-from simulators.protocol import Data, data_observables
+from simulators.protocol import Data, data_observables, likelihood_trust
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Outcome:
         r_hat: of the Markov chains; NaN where nothing was sampled.
         typicality: p-value of the observation among simulated ones; NaN where unknown.
         predictive: p-values of the posterior predictive check: `log_likelihood`, and one a data observable.
+        surrogate: how far a learned likelihood is to be trusted, by the names of the certificate; empty for the simulator's own.
     """
 
     verdict: str
@@ -59,6 +60,7 @@ class Outcome:
     r_hat: float = float("nan")
     typicality: float = float("nan")
     predictive: Mapping[str, float] = field(default_factory=dict)
+    surrogate: Mapping[str, float] = field(default_factory=dict)
 
     def is_atypical(self, level: float) -> bool:
         """Whether any check of the observation rejects at `level`, shared among those that were made (Bonferroni)."""
@@ -211,6 +213,7 @@ def _examine(
 ) -> list[Outcome]:
     """Is each observation like the simulated ones, and like data that its posterior predicts?"""
     typicality = posterior.typicality(x).tolist()
+    outcomes = _trust(posterior, x, outcomes, settings.most_outside)
     predictive: list[dict[str, float]] = [{} for _ in outcomes]
     if settings.predictive_draws:
         count = min(settings.predictive_draws, settings.draws)  # at least this many are replicated
@@ -224,6 +227,19 @@ def _examine(
         names = ("log_likelihood", *(o.name for o in data_observables(posterior.simulator)))
         predictive = [{name: float(check.p_value[name][n]) for name in names} for n in range(len(outcomes))]
     return [replace(o, typicality=t, predictive=p) for o, t, p in zip(outcomes, typicality, predictive, strict=True)]
+
+
+def _trust(posterior: Posterior, x: Data, outcomes: list[Outcome], most_outside: float) -> list[Outcome]:
+    """What a learned likelihood says of itself at the delivered draws; a note where too many lie outside."""
+    figures = likelihood_trust(posterior.simulator, torch.stack([o.theta for o in outcomes], 1), x)
+    judged = []
+    for n, outcome in enumerate(outcomes):
+        surrogate = {name: float(values[n]) for name, values in figures.items()}
+        outside = surrogate.get("surrogate_outside", 0.0)
+        warning = f"{100 * outside:.0f} % of draws outside what was simulated" if outside > most_outside else ""
+        note = "; ".join(part for part in (outcome.note, warning) if part)
+        judged.append(replace(outcome, surrogate=surrogate, note=note))
+    return judged
 
 
 def _stream(posterior: Posterior, seed: int, purpose: str, index: int) -> torch.Generator:

@@ -15,13 +15,14 @@ from pipeline.plots.report import render_report
 from pipeline.plots.report_content import CalibrationReport, ComparisonRow, ReportContent, ReportFigure
 from pipeline.progress import console
 from pipeline.schema import SETTINGS
-from pipeline.settings import CaseSettings
+from pipeline.settings import CaseSettings, InferSettings
+from pipeline.stages.likelihood import diagnostics_of
 from pipeline.stages.report_checks import calibration_of, comparison_rows, phase_rows, training_figures
 from pipeline.stages.report_observations import Inferred, inferred_observations
 from pipeline.stages.run import Run, begin, finish, is_stale
 from pipeline.store import complete_or_absent, provenance, read_attribute, read_safetensors_header, write_text
 
-VERSION = 3
+VERSION = 4
 MOST_NAMED = 10
 """Identifiers that a warning spells out."""
 
@@ -37,6 +38,8 @@ def report(run: Run) -> Path:
         if is_stale(inputs["inference"], inputs):
             raise InputError(f"{inputs['inference']}: made with another posterior: run `elboscope infer` again")
     inputs |= {stage: run.output(stage) for stage in ("validate", "compare") if _is_current(run, stage, inputs)}
+    if run.learns_likelihood:
+        inputs["likelihood"] = run.input("likelihood")
     key = begin(run, "report", VERSION, run.relevant("name", "title", "seed", "simulator"), inputs)
     output = run.output("report")
     if key is None:
@@ -54,7 +57,7 @@ def report(run: Run) -> Path:
         title=run.case.title or run.case.name,
         case=run.case.name,
         content_key=key.key,
-        summary=_summary(inferred, comparison, calibration),
+        summary=(*_summary(inferred, comparison, calibration), *_learned_likelihood(inputs)),
         observations=inferred.listed,
         counts=inferred.counts,
         infer=used.infer,
@@ -65,7 +68,8 @@ def report(run: Run) -> Path:
         settings_yaml=yaml.safe_dump(used.dump(), sort_keys=False),
         provenance={k: str(v) for k, v in record.items() if k not in ("versions", "wall_time_s")},
         versions=record["versions"],
-        warnings=tuple(_warnings(header, inferred, calibration)),
+        warnings=tuple(_warnings(header, inferred, calibration, used.infer)),
+        surrogate_likelihood="likelihood" in inputs,
     )
     _save_figures(run, figures)
     write_text(output, render_report(content))
@@ -119,12 +123,33 @@ def _summary(
     return tuple(sentences)
 
 
-def _warnings(header: dict[str, str], inferred: Inferred, calibration: CalibrationReport | None) -> list[str]:
+def _learned_likelihood(inputs: Mapping[str, Path]) -> tuple[str, ...]:
+    """What stage `likelihood` says of itself, on held-out simulations."""
+    if "likelihood" not in inputs:
+        return ()
+    found = diagnostics_of(inputs["likelihood"])
+    least = min([*found["ks_p_value"].values(), found["tarp_p_value"]])
+    word = "calibrated" if found["calibrated"] else "NOT calibrated"
+    return (
+        f"The likelihood is learned from {found['simulations']} simulations: held-out log p(s|theta) {found['held_out_log_prob']:.3f} nats, "
+        f"spread of its networks {found['held_out_spread']:.3f} nats; ranks of {found['tested']} held-out data among its draws are {word} "
+        f"(least p-value {least:.3f} of {len(found['ks_p_value']) + 1} tests). The certificate speaks of this surrogate; calibration on the simulator itself is below.",
+    )
+
+
+def _warnings(
+    header: dict[str, str], inferred: Inferred, calibration: CalibrationReport | None, infer: InferSettings
+) -> list[str]:
     found = []
     if inferred.failed:
         found.append(f"{_named(inferred.failed)}: no rung of the ladder passed; these draws are not to be trusted.")
     if inferred.atypical:
         found.append(f"{_named(inferred.atypical)}: unlike anything simulated, or unlike what the posterior predicts.")
+    found += [
+        f"{o.identifier}: {100 * o.certificate['surrogate_outside']:.0f} % of its draws lie outside what was simulated: there the learned likelihood is a guess."
+        for o in inferred.listed
+        if o.certificate.get("surrogate_outside", 0.0) > infer.most_outside
+    ]
     if calibration is not None and not calibration.passed:
         found.append(
             "Calibration on held-out simulations failed: see the rank plots before using any posterior of this run."

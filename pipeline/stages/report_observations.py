@@ -18,8 +18,9 @@ from pipeline.plots.style import axis_label
 from pipeline.plots.weights import WeightSet, plot_weights
 from pipeline.rng import generator
 from pipeline.stages.ladder import one_row
+from pipeline.stages.observed import inferred_observation
 from pipeline.stages.plot import catalogue_of_file, relative_weight
-from pipeline.stages.run import Run, inferred_observation
+from pipeline.stages.run import Run
 from pipeline.store import open_hdf5
 from pipeline.tables.inference_reader import InferenceFile, open_inference
 from simulators.protocol import Data, Observable, context_of, data_observables

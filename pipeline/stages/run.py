@@ -4,47 +4,60 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from torch.distributions import Distribution
 
 from pipeline.config import build_simulator
+from pipeline.datasets.cache import fetch_hint
 from pipeline.errors import InputError
 from pipeline.progress import console
+from pipeline.run_lock import run_lock
 from pipeline.schema import INPUTS, SETTINGS
 from pipeline.settings import CaseSettings, PhaseSettings
+from pipeline.stages.observed import load_observation
 from pipeline.store import (
     DataSet,
     content_key,
+    file_sha256,
     input_digest,
-    is_data_file,
-    open_hdf5,
     read_attribute,
-    read_data,
     read_key,
     stamp,
     write_text,
 )
 from pipeline.training.auto import schedule
 from simulators.priors import prior_of, proposal_of
-from simulators.protocol import Simulator, has_likelihood, read_observation
+from simulators.protocol import Simulator, has_likelihood
 
-STAGES = ("simulate", "train", "infer", "validate", "compare", "report")
+STAGES = ("simulate", "likelihood", "train", "infer", "validate", "compare", "report")
 OUTPUTS = {
     "simulate": "simulations.h5",
+    "likelihood": "likelihood.safetensors",
     "train": "posterior.safetensors",
     "infer": "inference.h5",
     "validate": "validation.h5",
     "compare": "comparison.h5",
     "report": "report.html",
 }
+READS: dict[str, tuple[str, ...]] = {
+    "simulate": (),
+    "likelihood": ("simulate",),
+    "train": ("simulate", "likelihood"),
+    "infer": ("train", "likelihood"),
+    "validate": ("simulate", "train", "likelihood"),
+    "compare": ("infer", "likelihood"),
+    "report": ("likelihood", "train", "infer", "validate", "compare"),
+}
+"""Outputs of other stages that must stay as they are while a stage runs."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +67,12 @@ class Run:
     Attributes:
         case: its settings.
         folder: where its files are.
+        round: of a case that learns its likelihood in rounds, which one this is; 0: the run as it ends.
     """
 
     case: CaseSettings
     folder: Path
+    round: int = 0
 
     @cached_property
     def simulator(self) -> Simulator:
@@ -94,15 +109,59 @@ class Run:
     @property
     def stages(self) -> tuple[str, ...]:
         """What `run` does: without an observation or a likelihood there is nothing to infer or compare."""
-        certified = self.case.observation is not None and has_likelihood(self.simulator)
-        return STAGES if certified else tuple(s for s in STAGES if s not in ("infer", "compare"))
+        certified = self.case.observation is not None and self.has_likelihood
+        unused = () if certified else ("infer", "compare")
+        unused += () if self.learns_likelihood else ("likelihood",)
+        return tuple(s for s in STAGES if s not in unused)
+
+    @property
+    def learns_likelihood(self) -> bool:
+        """Whether stage `likelihood` learns one: the simulator has none, or the case hides it."""
+        when = self.case.likelihood.when
+        return when == "always" or (when == "auto" and not has_likelihood(self.simulator))
+
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether later stages have a likelihood: the simulator's own, or a learned one."""
+        return self.learns_likelihood or has_likelihood(self.simulator)
+
+    @cached_property
+    def model(self) -> Simulator:
+        """The physics model with the likelihood that later stages use, on the device of the run: see `model_on`."""
+        return self.model_on(self.device)
+
+    def model_on(self, device: torch.device) -> Simulator:
+        """The physics model with its own likelihood, or with the learned one, its networks on `device`.
+
+        Raises:
+            InputError: it has not been learned yet, or with other settings.
+        """
+        if not self.learns_likelihood:
+            return self.simulator
+        from pipeline.stages.likelihood import load_likelihood
+
+        path = self.input("likelihood")
+        need_same_settings(self, path, "likelihood")
+        learned = load_likelihood(path, self.simulator)
+        learned.network.to(device)
+        return learned
+
+    def likelihood_inputs(self) -> dict[str, Path]:
+        """Files from which stage `likelihood` learns."""
+        given = self.case.likelihood.summary.file or self.first_summary()
+        added = {f"simulations of round {i}": path for i, path in enumerate(self.added_simulations(), 1)}
+        return {"simulations": self.input("simulate")} | ({} if given is None else {"summary": given}) | added
+
+    def first_summary(self) -> Path | None:
+        """The likelihood of the first round, whose summary all others share; None where this is the first."""
+        return replace(self, round=1).output("likelihood") if self.added_simulations() else None
 
     @cached_property
     def phases(self) -> tuple[PhaseSettings, ...]:
         """The training schedule, chosen where the case gives none."""
         return schedule(
             self.case.train,
-            has_likelihood=has_likelihood(self.simulator),
+            has_likelihood=self.has_likelihood,
             simulations=self.case.simulate.count,
             from_prior=not self.case.simulate.proposal,
         )
@@ -114,7 +173,18 @@ class Run:
 
     def output(self, stage: str) -> Path:
         """Final path of a stage's output."""
+        if self.round and stage in ("likelihood", "train", "infer"):
+            return self.folder / "rounds" / str(self.round) / OUTPUTS[stage]
         return self.folder / OUTPUTS[stage]
+
+    def round_simulations(self, number: int) -> Path:
+        """Where the simulations are that round `number` has added."""
+        return self.folder / "rounds" / str(number) / OUTPUTS["simulate"]
+
+    def added_simulations(self) -> tuple[Path, ...]:
+        """Those of the rounds before this one."""
+        last = self.round or self.case.rounds
+        return tuple(p for p in map(self.round_simulations, range(1, last)) if p.is_file())
 
     def input(self, stage: str) -> Path:
         """Output of an earlier stage.
@@ -139,27 +209,40 @@ class Run:
         """The observed file.
 
         Raises:
-            InputError: none configured.
+            InputError: none configured, or a dataset that has not been fetched.
         """
         if self.case.observation is None:
             raise InputError(
                 f"case {self.case.name!r} has no observation: set `observation:` or give --observation FILE"
             )
+        if hint := fetch_hint(self.case.observation):
+            raise InputError(f"{self.case.observation}: no such file{hint}")
         return self.case.observation
 
     def relevant(self, *blocks: str) -> dict[str, Any]:
         """Settings for a content key: in `simulator`, files stand for their content and not for where they lie."""
-        values = self.case.dump(*blocks)
+        values = self.case.content(*blocks)
         if "simulator" in values:
             values["simulator"] = with_digests(values["simulator"])
         return values
 
     def need_likelihood(self, stage: str) -> None:
-        """Raise InputError if the simulator has no tractable likelihood."""
-        if not has_likelihood(self.simulator):
+        """Raise InputError if there is neither a tractable likelihood nor a learned one."""
+        if not self.has_likelihood:
             raise InputError(
-                f"{stage}: simulator {self.simulator.name!r} has no log_likelihood, which this stage needs"
+                f"{stage}: simulator {self.simulator.name!r} has no log_likelihood, which this stage needs; set likelihood.when: auto to learn one"
             )
+
+
+def hold(run: Run, stage: str, *, shared: bool = False) -> AbstractContextManager[None]:
+    """Keep other processes from writing what this stage writes or reads; one that already does is named in an InputError.
+
+    Args:
+        shared: others may make further parts of the same stage.
+    """
+    if shared:
+        return run_lock(run.folder, f"a part of {stage}", writes=(), reads=(stage, *READS[stage]))
+    return run_lock(run.folder, stage, writes=(stage,), reads=READS[stage])
 
 
 def need_same_settings(run: Run, path: Path, stage: str) -> None:
@@ -169,10 +252,13 @@ def need_same_settings(run: Run, path: Path, stage: str) -> None:
         InputError: names the first setting that differs.
     """
     stored = json.loads(read_attribute(path, SETTINGS) or "{}").get(stage)
-    wanted = run.case.dump(stage)[stage]
-    if stored is None or stored == wanted:
+    if stored is None:
         return
-    had, has = _flat(stored), _flat(wanted)
+    wanted = run.case.content(stage)[stage]
+    execution_only = run.case.dump(stage)[stage].keys() - wanted.keys()
+    had, has = _flat({k: v for k, v in stored.items() if k not in execution_only}), _flat(wanted)
+    if had == has:
+        return
     key = next(k for k in [*has, *had] if had.get(k) != has.get(k))
     raise InputError(
         f"{path}: made with {stage}.{key} = {had.get(key)}, the case says {has.get(key)}: run `elboscope {stage}` again"
@@ -201,51 +287,21 @@ def with_digests(value: Any) -> Any:
         return value
 
 
-def load_observation(simulator: Simulator, path: Path) -> DataSet:
-    """Read observations: our HDF5 layout, or whatever the simulator's `read_observation` takes.
+class Outdated(Exception):
+    """While asking: the stage would have to run. The message says why."""
 
-    Raises:
-        InputError: one line that says what does not fit.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    if is_data_file(path):
-        return read_data(path, observables=simulator.observables)
+
+_asking: ContextVar[bool] = ContextVar("asking", default=False)
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """Here a stage whose output is not up to date raises `Outdated` and does nothing."""
+    token = _asking.set(True)
     try:
-        x, ids = read_observation(simulator, path)
-    except (ValueError, OSError) as error:
-        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    if len(ids) == 0:
-        raise InputError(f"{path}: has no rows")
-    for o in simulator.observables:
-        expected = (len(ids), *o.shape)
-        if o.name not in x or tuple(x[o.name].shape) != expected:
-            got = tuple(x[o.name].shape) if o.name in x else "nothing"
-            raise InputError(f"{path}: read_observation gave {got} for {o.name!r}, expected shape {expected}")
-        bad = int((~torch.isfinite(x[o.name])).sum())
-        if bad:
-            raise InputError(f"{path}: {o.name}: {bad} of {x[o.name].numel()} values are NaN or infinite")
-    return DataSet(x, None, tuple(ids))
-
-
-def inferred_observation(run: Run, inference: Path) -> DataSet:
-    """The observed data of the case, which must be those that `inference` speaks of.
-
-    Raises:
-        InputError: `infer` was given other data, with --observation for instance.
-    """
-    data = run.observation()
-    with open_hdf5(inference) as file:
-        group: Any = file["observed_data"]
-        same = all(
-            o.name in group and np.array_equal(group[o.name][...], data.x[o.name].cpu().numpy())
-            for o in run.simulator.observables
-        )
-    if not same:
-        raise InputError(
-            f"{inference}: made for other data than {run.case.observation}: give the same --observation, or run `elboscope infer` again"
-        )
-    return data
+        yield
+    finally:
+        _asking.reset(token)
 
 
 @dataclass(frozen=True)
@@ -264,9 +320,9 @@ class StageKey:
 
 
 def begin(
-    run: Run, stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, Path]
+    run: Run, stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, Path], *, say: bool = True
 ) -> StageKey | None:
-    """The key of a stage's output; None, with a line on the terminal, if that output is already there.
+    """The key of a stage's output; None, with a line on the terminal (`say`), if that output is already there.
 
     Args:
         version: raised when the stage's output would change for the same settings.
@@ -277,10 +333,31 @@ def begin(
     key = content_key(stage, version, settings, digests)
     output = run.output(stage)
     if read_key(output) == key:
-        console.print(f"{stage}: {output} is up to date")
+        if say and not _asking.get():
+            console.print(f"{stage}: {output} is up to date")
         return None
+    if _asking.get():
+        raise Outdated(_why(run, output, settings, digests))
+    with suppress(OSError):
+        checksum_path(run.folder, stage).unlink()
     run.pin_threads()
     return StageKey(stage, key, run.case.dump(), digests, time.monotonic())
+
+
+def _why(run: Run, output: Path, settings: Mapping[str, Any], digests: Mapping[str, str]) -> str:
+    """What differs between an output and what the case asks for."""
+    if read_key(output) is None:
+        return "no output yet"
+    stored: dict[str, Any] = json.loads(read_attribute(output, SETTINGS) or "{}")
+    now = run.case.dump()
+    had, has = (_flat({k: values[k] for k in settings if k in values}) for values in (stored, now))
+    changed = [k for k in has if k in had and had[k] != has[k]]
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        return f"{changed[0]} was {had[changed[0]]}, is {has[changed[0]]}{more}"
+    inputs: dict[str, str] = json.loads(read_attribute(output, INPUTS) or "{}")
+    other = [name for name, digest in digests.items() if inputs.get(name) != digest]
+    return f"other {' and '.join(other)} than it was made from" if other else "made by another version"
 
 
 def is_stale(path: Path, inputs: Mapping[str, Path]) -> bool:
@@ -289,9 +366,15 @@ def is_stale(path: Path, inputs: Mapping[str, Path]) -> bool:
     return any(name in recorded and recorded[name] != input_digest(file) for name, file in inputs.items())
 
 
+def checksum_path(folder: Path, stage: str) -> Path:
+    """SHA-256 of a stage's output as `sha256sum --check` reads it, in the run folder."""
+    return folder / "settings" / f"{stage}.sha256"
+
+
 def finish(run: Run, key: StageKey, note: str) -> Path:
-    """Write the resolved settings beside the output, and say what was made."""
+    """Write the resolved settings and the checksum of the output beside it, and say what was made."""
     output = run.output(key.stage)
+    write_text(checksum_path(run.folder, key.stage), f"{file_sha256(output)}  {output.name}\n")
     write_text(
         run.folder / "settings" / f"{key.stage}.yaml",
         yaml.safe_dump(json.loads(json.dumps(key.settings)), sort_keys=False),

@@ -1,110 +1,189 @@
-"""Stage `simulate`: pairs (theta, x) into shards, and one virtual dataset over them."""
+"""Stage `simulate`: pairs (theta, x) into shards, on any number of processes and machines, and one file over them."""
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import h5py
-import torch
 
 from pipeline.errors import InputError
-from pipeline.progress import progress_bar
-from pipeline.rng import generator
-from pipeline.schema import CONTENT_KEY, STAGE
+from pipeline.progress import Advance, console, progress_bar
+from pipeline.stages.link import forget_what_lost_its_shards, link, need_all
 from pipeline.stages.run import Run, StageKey, begin, finish
-from pipeline.store import open_hdf5, read_key, write_data, write_hdf5
-from simulators.priors import sample
+from pipeline.stages.shard import (
+    FOLDER,
+    VERSION,
+    Shard,
+    ShardReport,
+    make_shard,
+    one_thread,
+    plan,
+    shard_key,
+    shard_report,
+)
+from pipeline.stages.simulation_workers import cores, make_in_workers
+from pipeline.store import write_text
+from simulators.failures import FailureCode
 
-VERSION = 1
 HELD_OUT = "held_out"
+ADDED = "added.json"
+Done = Callable[[ShardReport], None]
+WORTH_WORKERS_S = 15.0
+"""Work left on one core from which processes pay: each takes about 3 s to start."""
 
 
-def simulate(run: Run) -> Path:
-    """Draw theta from the proposal and x from the simulator: the first `held_out` rows, then `count` rows.
+def simulate(
+    run: Run, *, part: tuple[int, int] | None = None, merge: bool = False, add: int = 0, workers: int | None = None
+) -> Path:
+    """Make the shards that are missing, and `simulations.h5` over all: `held_out` rows first, then `count`, then what was added.
 
-    Rows of shard i depend on (seed, "simulate", i) alone. A shard is complete or absent; a killed run
-    continues after the last complete one.
+    Rows of shard i depend on (seed, "simulate", i) and their number alone. A shard is complete or absent.
+
+    Args:
+        part: (I, N): only make the shards i with i % N == I, and do not link.
+        merge: only link.
+        add: extend a finished set by so many rows, in new shards.
+        workers: in place of the setting.
+
+    Raises:
+        InputError: shards are missing (`merge`), the set to extend is not finished, or too many simulations failed.
     """
-    settings = run.case.simulate
-    _forget_what_lost_its_shards(run)
-    key = begin(run, "simulate", VERSION, run.relevant("seed", "simulator", "simulate"), {})
     output = run.output("simulate")
-    if key is None:
+    forget_what_lost_its_shards(output)
+    if add:
+        _extend(run, add)
+    shards, key = _plan(run), shard_key(run)
+    stage = begin(run, "simulate", VERSION, _relevant(run), {})
+    if stage is None:
         return output
-    total = settings.held_out + settings.count
-    starts = range(0, total, settings.shard)
-    folder = run.folder / "simulations"
-    names = [f"shard-{i:05d}.h5" for i in range(len(starts))]
-    with progress_bar("simulate", total) as advance:
-        for i, start in enumerate(starts):
-            rows = min(settings.shard, total - start)
-            path = folder / names[i]
-            if read_key(path) != key.key:
-                _write_shard(run, key, path, index=i, rows=rows)
-            advance(rows)
-    for stale in set(folder.glob("shard-*.h5")) - {folder / n for n in names}:
-        stale.unlink()
-    write_hdf5(output, lambda file: _link(file, folder, names), key.attributes() | {HELD_OUT: settings.held_out})
-    return finish(run, key, f"{total} simulations, {settings.held_out} of them held out")
+    if merge:
+        return _link(run, stage, shards, key)
+    if part is not None:
+        mine = [s for s in shards if s.index % part[1] == part[0]]
+        made = _make_missing(run, mine, key, workers)
+        console.print(
+            f"simulate: part {part[0]} of {part[1]}: {made} of its {len(mine)} shards made, the others were there "
+            f"({time.monotonic() - stage.started:.1f} s)"
+        )
+        return output
+    _make_missing(run, shards, key, workers)
+    return _link(run, stage, shards, key)
 
 
-def _write_shard(run: Run, key: StageKey, path: Path, *, index: int, rows: int) -> None:
-    stream = generator(run.case.seed, "simulate", index, device=run.device)
-    theta = sample(run.proposal, rows, stream)
-    x = run.simulator.simulate(theta, None, generator=stream)
-    for o in run.simulator.observables:
-        if o.name not in x or tuple(x[o.name].shape) != (rows, *o.shape):
-            got = tuple(x[o.name].shape) if o.name in x else "nothing"
-            raise InputError(
-                f"simulator {run.simulator.name!r}: simulate gave {got} for {o.name!r}, expected {(rows, *o.shape)}"
-            )
-        bad = (~torch.isfinite(x[o.name]).reshape(rows, -1).all(1)).nonzero()
-        if len(bad):
-            where = ", ".join(f"{v:.6g}" for v in theta[bad[0, 0]].tolist())
-            raise InputError(
-                f"simulator {run.simulator.name!r}: {len(bad)} of {rows} simulations have NaN or infinite {o.name!r}; first at theta = ({where})"
-            )
-    # from here on the old file over the shards, if there is one, would show rows of two settings
-    run.output("simulate").unlink(missing_ok=True)
-    write_data(
-        path,
-        observables=run.simulator.observables,
-        parameters=run.simulator.parameters,
-        x=x,
-        theta=theta,
-        attributes={STAGE: "simulate", CONTENT_KEY: key.key, "shard": index},
+def _plan(run: Run) -> tuple[Shard, ...]:
+    settings = run.case.simulate
+    return plan((settings.held_out + settings.count, *_added(run)), settings.shard)
+
+
+def _relevant(run: Run) -> Mapping[str, object]:
+    """What `simulations.h5` is made from: settings, and the rows that were added in this folder."""
+    added = _added(run)
+    return run.relevant("seed", "simulator", "simulate") | ({"added": added} if added else {})
+
+
+def _added(run: Run) -> list[int]:
+    """Rows of each extension of this run folder."""
+    path = run.folder / FOLDER / ADDED
+    try:
+        sizes = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected a list of numbers, such as [100000]") from None
+    if not isinstance(sizes, list) or not all(isinstance(n, int) and n > 0 for n in sizes):
+        raise InputError(f"{path}: expected a list of numbers, such as [100000], got {sizes!r}")
+    return sizes
+
+
+def _extend(run: Run, rows: int) -> None:
+    """Note an extension of a finished set; one that was begun and is not finished goes on.
+
+    Raises:
+        InputError: the set is not finished.
+    """
+    added = _added(run)
+    finished = begin(run, "simulate", VERSION, _relevant(run), {}, say=False) is None
+    if finished:
+        write_text(run.folder / FOLDER / ADDED, json.dumps([*added, rows]) + "\n")
+    elif not added or added[-1] != rows:
+        raise InputError(
+            f"{run.output('simulate')}: --add extends a finished set, and this one is not: run `elboscope simulate` first"
+        )
+
+
+def _make_missing(run: Run, shards: Sequence[Shard], key: str, workers: int | None) -> int:
+    """Make what is not there; gives how many that were."""
+    folder = run.folder / FOLDER
+    missing = [s for s in shards if shard_report(folder / s.name, s, key) is None]
+    total = sum(s.rows for s in shards)
+
+    def done(report: ShardReport) -> None:
+        _refuse_where_most_fail(run, report)
+
+    with progress_bar("simulate", total, completed=total - sum(s.rows for s in missing)) as advance:
+        chosen = workers or run.case.simulate.workers
+        left = list(missing)
+        if chosen is None and left:
+            chosen, left = _choose_workers(run, left, key, advance, done)
+        if chosen is not None and chosen > 1 and len(left) > 1:
+            make_in_workers(run, left, key, workers=chosen, advance=advance, done=done)
+        else:
+            _make_here(run, left, key, advance, done)
+    return len(missing)
+
+
+def _make_here(run: Run, shards: Sequence[Shard], key: str, advance: Advance, done: Done) -> None:
+    with one_thread():
+        for shard in shards:
+            done(make_shard(run, shard, key, advance=advance))
+
+
+def _choose_workers(run: Run, shards: list[Shard], key: str, advance: Advance, done: Done) -> tuple[int, list[Shard]]:
+    """One process on a GPU or for short work; else one a core. The first shard, made here, says how long the work is."""
+    if run.device.type != "cpu" or cores() == 1 or len(shards) < 3:
+        return 1, shards
+    started = time.monotonic()
+    _make_here(run, shards[:1], key, advance, done)
+    left_s = (time.monotonic() - started) / shards[0].rows * sum(s.rows for s in shards[1:])
+    if left_s < WORTH_WORKERS_S:
+        return 1, shards[1:]
+    count = min(cores(), len(shards) - 1)
+    console.print(f"simulate: about {left_s:.0f} s of work left: {count} workers")
+    return count, shards[1:]
+
+
+def _refuse_where_most_fail(run: Run, report: ShardReport) -> None:
+    """More than `most_failed`, and beyond five standard deviations of such a share: the next shards will be no better."""
+    expected = run.case.simulate.most_failed * report.shard.rows
+    if report.failed > expected + 5 * expected**0.5:
+        raise InputError(_refusal(run, report.failed, report.shard.rows, report.first))
+
+
+def _refusal(run: Run, failed: int, rows: int, first: str) -> str:
+    return (
+        f"simulator {run.simulator.name!r}: {failed} of {rows} simulations failed, more than simulate.most_failed = "
+        f"{run.case.simulate.most_failed:g} allows; the first: {first}"
     )
 
 
-def _forget_what_lost_its_shards(run: Run) -> None:
-    """Remove `simulations.h5` where a shard behind it is missing or is of other settings: it is not up to date."""
-    output = run.output("simulate")
-    key = read_key(output)
-    if key is None:
-        return
-    with open_hdf5(output) as file:
-        theta: Any = file.get("theta")
-        shards = {s.file_name for s in theta.virtual_sources()} if theta is not None and theta.is_virtual else set()
-    if any(read_key(output.parent / name) != key for name in shards):
-        output.unlink()
-
-
-def _link(file: h5py.File, folder: Path, names: list[str]) -> None:
-    """Virtual datasets over the shards, by relative paths, with the attributes of the first."""
-    with h5py.File(folder / names[0], "r") as first:
-        datasets: list[str] = []
-        first.visititems(lambda name, item: datasets.append(name) if isinstance(item, h5py.Dataset) else None)
-        attributes = {name: dict(first[name].attrs) for name in datasets}
-        kinds = {name: (first[name].shape[1:], first[name].dtype) for name in datasets}  # pyright: ignore[reportAttributeAccessIssue]
-    counts = []
-    for name in names:
-        with h5py.File(folder / name, "r") as shard:
-            counts.append(shard["theta"].shape[0])  # pyright: ignore[reportAttributeAccessIssue]
-    for dataset, (shape, dtype) in kinds.items():
-        layout = h5py.VirtualLayout((sum(counts), *shape), dtype)
-        start = 0
-        for name, count in zip(names, counts, strict=True):
-            layout[start : start + count] = h5py.VirtualSource(f"{folder.name}/{name}", dataset, (count, *shape))
-            start += count
-        file.create_virtual_dataset(dataset, layout).attrs.update(attributes[dataset])
+def _link(run: Run, stage: StageKey, shards: Sequence[Shard], key: str) -> Path:
+    """Write the file over the shards, if all are there, and delete what is no part of it."""
+    folder = run.folder / FOLDER
+    reports = need_all(shards, lambda s: shard_report(folder / s.name, s, key), folder)
+    failed, rows = sum(r.failed for r in reports), sum(s.rows for s in shards)
+    if failed > run.case.simulate.most_failed * rows:
+        first = next(r.shard.name for r in reports if r.failed)
+        raise InputError(_refusal(run, failed, rows, f"see /failures of {folder / first}"))
+    names = {s.name for s in shards}
+    for stale in [p for p in folder.glob("shard-*.h5") if p.name not in names] + list(folder.glob(".shard-*.tmp")):
+        stale.unlink(missing_ok=True)
+    held_out = run.case.simulate.held_out
+    codes = link(run.output("simulate"), shards, key=key, attributes=stage.attributes() | {HELD_OUT: held_out})
+    if codes:
+        words = ", ".join(f"{n} {FailureCode(c).words}" for c, n in codes.most_common())
+        console.print(
+            f"simulate: {failed} of {rows} simulations failed ({words}): stored with theta and reason, left out of training: "
+            "posteriors are those under the prior restricted to where the simulator works"
+        )
+    return finish(run, stage, f"{rows} simulations, {held_out} of them held out")

@@ -21,6 +21,7 @@ from pipeline.store import open_hdf5, read_data, write_text
 from pipeline.training.data import FreshSimulations, TrainingSet, training_set
 from pipeline.training.schedule import format_history, train_schedule
 from simulators.priors import to_device
+from simulators.protocol import Simulator
 
 VERSION = 4
 HELD_OUT_ROWS = 512
@@ -32,22 +33,23 @@ def train(run: Run) -> Path:
     simulations = run.input("simulate")
     need_same_settings(run, simulations, "simulate")
     relevant = run.relevant("seed", "simulator", "simulate", "train")
-    key = begin(run, "train", VERSION, relevant, {"simulations": simulations})
+    inputs = {"simulations": simulations} | ({"likelihood": run.input("likelihood")} if run.learns_likelihood else {})
+    key = begin(run, "train", VERSION, relevant, inputs)
     output = run.output("train")
     if key is None:
         return output
     _say_what_the_proposal_means(run)
-    all_held_out, training = load_simulations(run)
+    all_held_out, training = load_simulations(run, run.model)
     held_out = all_held_out.rows(slice(HELD_OUT_ROWS))
     network = _initial_network(run, training)
     prior = to_device(run.prior, run.device)
     proposal = prior if run.proposal is run.prior else to_device(run.proposal, run.device)
-    fresh = FreshSimulations(run.simulator, prior, proposal, run.device)
+    fresh = FreshSimulations(run.model, prior, proposal, run.device)
     trained = train_schedule(
         network,
         case=run.case,
         phases=run.phases,
-        simulator=run.simulator,
+        simulator=run.model,
         prior=prior,
         proposal=proposal,
         training=fresh if run.case.train.data == "online" else training,
@@ -61,7 +63,7 @@ def train(run: Run) -> Path:
     counts = {"refused": trained.refused, "skipped": trained.skipped}
     attributes = key.attributes() | {"history": history, "phases": outcomes} | counts
     posterior = Posterior(
-        run.case, run.simulator, network, typicality_model=_simulations_seen(network, training, all_held_out)
+        run.case, run.model, network, typicality_model=_simulations_seen(network, training, all_held_out)
     )
     posterior.save(output, attributes=attributes)
     if trained.refused:
@@ -74,8 +76,8 @@ def train(run: Run) -> Path:
     return finish(run, key, f"held-out {figures}")
 
 
-def load_simulations(run: Run) -> tuple[TrainingSet, TrainingSet]:
-    """Held-out and training simulations, on the device of the run."""
+def load_simulations(run: Run, simulator: Simulator) -> tuple[TrainingSet, TrainingSet]:
+    """Held-out and training simulations on the device of the run, as `simulator`, its likelihood learned or not, reads them."""
     path = run.input("simulate")
     data = read_data(path, observables=run.simulator.observables, parameters=run.simulator.parameters)
     if data.theta is None:
@@ -83,10 +85,15 @@ def load_simulations(run: Run) -> tuple[TrainingSet, TrainingSet]:
     with open_hdf5(path) as file:
         count = int(np.asarray(file.attrs[HELD_OUT]))
     parts = []
-    for part in (data.rows(0, count), data.rows(count, len(data))):
+    for name, rows in (("held-out", data.rows(0, count)), ("training", data.rows(count, len(data)))):
+        part = rows.without_failed()
+        if len(part) < len(rows):
+            console.print(f"train: {len(rows) - len(part)} of {len(rows)} {name} simulations failed and are left out")
+        if not len(part):
+            raise InputError(f"{path}: all {name} simulations failed")
         assert part.theta is not None
         parts.append(
-            training_set(run.simulator, part.theta, part.x, prior=run.prior, proposal=run.proposal, device=run.device)
+            training_set(simulator, part.theta, part.x, prior=run.prior, proposal=run.proposal, device=run.device)
         )
     return parts[0], parts[1]
 
@@ -104,7 +111,7 @@ def _initial_network(run: Run, training: TrainingSet) -> PosteriorNetwork:
     """A network with weights drawn from the seed, standardised on the training set."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(run.case.seed, "train-initial"))
-        network = new_network(run.case, run.simulator, training.inputs.features.shape[1])
+        network = new_network(run.case, run.model, training.inputs.features.shape[1])
     network = network.to(run.device)
     network.standardize(training.theta, training.inputs)
     return network

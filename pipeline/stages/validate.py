@@ -9,6 +9,7 @@ in any subset that is chosen by the data.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pipeline.estimators.posterior import Posterior, load_posterior
 from pipeline.estimators.proposal import Amortized, weigh
 from pipeline.progress import console, progress_bar
 from pipeline.rng import generator
+from pipeline.stages.parts import Parts, Share
 from pipeline.stages.run import Run, begin, finish, need_same_settings
 from pipeline.stages.simulate import HELD_OUT
 from pipeline.store import DataSet, create_dataset, open_hdf5, read_data, write_hdf5
@@ -50,8 +52,11 @@ class HeldOutDraws:
     calibration_ess: Tensor
 
 
-def validate(run: Run) -> Path:
-    """SBC ranks, coverage and TARP of the amortized posterior on simulations that training never saw."""
+def validate(run: Run, *, share: Share | None = None) -> Path:
+    """SBC ranks, coverage and TARP of the amortized posterior on simulations that training never saw.
+
+    With `share` only the draws that are the part of one of several jobs are made.
+    """
     inputs = {"posterior": run.input("train"), "simulations": run.input("simulate")}
     need_same_settings(run, inputs["simulations"], "simulate")
     need_same_settings(run, inputs["posterior"], "train")
@@ -61,7 +66,12 @@ def validate(run: Run) -> Path:
         return output
     data = held_out_simulations(run)
     posterior = load_posterior(inputs["posterior"], case=run.case, device=run.device)
-    draws = _deliver(run, posterior, data)
+    starts = range(0, len(data), BLOCK)
+    parts = Parts(output, "validate", key.key, tuple(map(str, starts)))
+    _deliver(run, posterior, data, parts, share)
+    if share is not None:
+        return output
+    draws = _collect(parts)
     tested = (draws.calibration_ess >= run.case.validation.least_ess).cpu()
     if int(tested.sum()) < LEAST_TESTED:
         raise InputError(
@@ -71,6 +81,7 @@ def validate(run: Run) -> Path:
     assert data.theta is not None
     calibration = calibrate(data.theta[tested], draws.theta.cpu()[:, tested], seed=run.case.seed)
     write_hdf5(output, lambda file: _fill(file, run, data.theta, draws, tested, calibration), key.attributes())
+    parts.remove()
     verdict = "calibrated" if calibration.passed else "NOT calibrated"
     console.print(
         f"validate: {verdict} on {int(tested.sum())} of {len(data)} held-out simulations: least p-value "
@@ -91,28 +102,46 @@ def held_out_simulations(run: Run) -> DataSet:
             f"validate.simulations is {wanted}, but only {count} simulations were held out; raise simulate.held_out"
         )
     data = read_data(path, observables=run.simulator.observables, parameters=run.simulator.parameters)
-    return data.rows(count - wanted, count)
+    held_out = data.rows(count - wanted, count).without_failed()
+    if len(held_out) < wanted:
+        console.print(f"validate: {wanted - len(held_out)} of {wanted} held-out simulations failed and are left out")
+    return held_out
 
 
-def _deliver(run: Run, posterior: Posterior, data: DataSet) -> HeldOutDraws:
+def _deliver(run: Run, posterior: Posterior, data: DataSet, parts: Parts, share: Share | None) -> None:
+    """Write the draws of each block of simulations that is missing."""
     settings = run.case.validation
-    parts: list[HeldOutDraws] = []
     with progress_bar("validate", len(data)) as advance:
-        for block, start in enumerate(range(0, len(data), BLOCK)):
-            x = posterior.data(data.rows(start, start + BLOCK).x)
-            stream = generator(run.case.seed, "validate", block, device=run.device)
-            if has_likelihood(run.simulator):
-                parts.append(_weighted_draws(run, posterior, x, stream))
-            else:
-                theta, _ = posterior.sample_and_log_prob((settings.draws,), x, generator=stream)
-                unknown = torch.full(theta.shape[1:2], torch.nan, dtype=torch.float64)
-                parts.append(HeldOutDraws(theta, unknown, torch.full_like(unknown, torch.inf)))
-            advance(parts[-1].theta.shape[1])
-    return HeldOutDraws(
-        torch.cat([p.theta for p in parts], 1),
-        torch.cat([p.ess_fraction for p in parts]),
-        torch.cat([p.calibration_ess for p in parts]),
-    )
+        for block, missing in parts.mine(share):
+            start = block * BLOCK
+            rows = data.rows(start, min(start + BLOCK, len(data)))
+            if missing:
+                x = posterior.data(rows.x)
+                stream = generator(run.case.seed, "validate", block, device=run.device)
+                if has_likelihood(posterior.simulator):
+                    draws = _weighted_draws(run, posterior, x, stream)
+                else:
+                    theta, _ = posterior.sample_and_log_prob((settings.draws,), x, generator=stream)
+                    unknown = torch.full(theta.shape[1:2], torch.nan, dtype=torch.float64)
+                    draws = HeldOutDraws(theta, unknown, torch.full_like(unknown, torch.inf))
+                write_hdf5(parts.paths[block], partial(_write_draws, draws=draws), parts.attributes(block))
+            advance(len(rows))
+
+
+def _write_draws(file: h5py.File, *, draws: HeldOutDraws) -> None:
+    for name in ("theta", "ess_fraction", "calibration_ess"):
+        create_dataset(file, name, getattr(draws, name).cpu().numpy())
+
+
+def _collect(parts: Parts) -> HeldOutDraws:
+    found: dict[str, list[Tensor]] = {"theta": [], "ess_fraction": [], "calibration_ess": []}
+    for path in parts.paths:
+        with open_hdf5(path) as file:
+            for name, values in found.items():
+                dataset: Any = file[name]
+                values.append(torch.from_numpy(dataset[...]))
+    theta, ess, calibration = found.values()
+    return HeldOutDraws(torch.cat(theta, 1), torch.cat(ess), torch.cat(calibration))
 
 
 def _weighted_draws(run: Run, posterior: Posterior, x: Data, stream: torch.Generator) -> HeldOutDraws:

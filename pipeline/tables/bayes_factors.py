@@ -29,7 +29,8 @@ def bayes_factors(paths: Sequence[str | Path], *, names: Sequence[str] | None = 
 
     $\log B_m = \log p_m(x) - \log p_1(x)$, with the error $\sqrt{\sigma_m^2 + \sigma_1^2}$, nats. An evidence depends on
     the prior, and as a density of the data on their units: both models must be of the same data in the same units, which
-    is checked. Files made with a learned likelihood are refused.
+    is checked. With a learned likelihood an evidence is that of a summary of the data: files are compared under the same
+    summary only, and the scatter between the networks of the likelihood is added to the error.
 
     Args:
         paths: two or more `inference.h5`.
@@ -43,7 +44,7 @@ def bayes_factors(paths: Sequence[str | Path], *, names: Sequence[str] | None = 
 
     Raises:
         InputError: fewer than two files, no observation in common, data that differ under the same identifier, other
-            units, or a learned likelihood.
+            units, or evidences of different summaries, of which a simulator's own likelihood and a learned one are two.
     """
     files = [Path(p) for p in paths]
     if len(files) < 2:
@@ -53,6 +54,7 @@ def bayes_factors(paths: Sequence[str | Path], *, names: Sequence[str] | None = 
         opened = dict(zip(models, [stack.enter_context(open_inference(f)) for f in files], strict=True))
         for model, inference in opened.items():
             _need_comparable(model, inference)
+        _need_same_summary(opened)
         ids = _common_ids(opened)
         rows = {model: inference.rows(ids) for model, inference in opened.items()}
         _need_same_data(opened, rows, ids)
@@ -88,14 +90,30 @@ def _model_names(files: Sequence[Path], names: Sequence[str] | None) -> list[str
 
 
 def _need_comparable(model: str, inference: InferenceFile) -> None:
-    if inference.likelihood_is_learned():
-        raise InputError(
-            f"{inference.path}: evidences of {model} are those of a learned likelihood, which cannot be compared with another model's"
-        )
     if inference.certificate("log_evidence") is None or inference.certificate("log_evidence_error") is None:
         raise InputError(f"{inference.path}: its certificate has no log_evidence with an error")
     if not isinstance(inference.file.get("observed_data"), h5py.Group):
         raise InputError(f"{inference.path}: has no group observed_data, so the data cannot be compared")
+
+
+def _need_same_summary(opened: Mapping[str, InferenceFile]) -> None:
+    """Refuse evidences of different numbers: of x under a tractable likelihood, of s(x) under a learned one."""
+    (first, reference), *others = opened.items()
+    for model, other in others:
+        if reference.likelihood_is_learned() != other.likelihood_is_learned():
+            learned = model if other.likelihood_is_learned() else first
+            raise InputError(
+                f"evidence: evidences of {learned} are those of a learned likelihood, the other model's are exact: learn both, or neither"
+            )
+        if reference.summary_hash() != other.summary_hash():
+            raise InputError(
+                f"evidence: {first} and {model} have evidences of different summaries ({reference.summary_hash()[:12]}, {other.summary_hash()[:12]}): "
+                "learn the second with likelihood.summary.file, the likelihood.safetensors of the first"
+            )
+        if reference.likelihood_is_learned() and not reference.summary_hash():
+            raise InputError(
+                f"{reference.path}: of a learned likelihood that does not say of what summary; infer again"
+            )
 
 
 def _common_ids(opened: Mapping[str, InferenceFile]) -> list[str]:
@@ -193,7 +211,9 @@ def _table(opened: Mapping[str, InferenceFile], rows: Mapping[str, Any], ids: Se
     warning = np.full(len(ids), "", dtype=object)
     for model, inference in opened.items():
         evidence[model] = _column(inference, "log_evidence", rows[model])
-        error[model] = _column(inference, "log_evidence_error", rows[model])
+        error[model] = np.hypot(
+            _column(inference, "log_evidence_error", rows[model]), _surrogate_error(inference, rows[model])
+        )
         verdict = inference.verdicts()[rows[model]]
         columns |= {
             f"log_evidence_{model}": evidence[model],
@@ -226,6 +246,12 @@ def _column(inference: InferenceFile, name: str, rows: Any) -> Array:
     values = inference.certificate(name)
     assert values is not None  # checked before
     return values[rows]
+
+
+def _surrogate_error(inference: InferenceFile, rows: Any) -> Array:
+    """Scatter of log evidence over the networks of a learned likelihood; 0 for the simulator's own."""
+    values = inference.certificate("surrogate_error")
+    return np.zeros(len(rows)) if values is None else np.nan_to_num(values[rows])
 
 
 def _some(ids: Sequence[str]) -> str:

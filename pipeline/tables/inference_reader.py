@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.schema import CERTIFICATE, CONTENT_KEY, INPUTS, SETTINGS, STAGE
+from pipeline.schema import CERTIFICATE, CONTENT_KEY, INPUTS, SETTINGS, STAGE, SUMMARY_HASH
 from pipeline.store import open_hdf5
 
 BLOCK_BYTES = 1 << 26
@@ -159,6 +159,10 @@ class InferenceFile:
         """Whether the root attribute `likelihood` says that evidence and weights speak of a learned likelihood."""
         text = str(self.file.attrs.get("likelihood", "")).lower()
         return any(word in text for word in ("learned", "surrogate"))
+
+    def summary_hash(self) -> str:
+        """Digest of the summary s(x) whose evidence this is: "" for the simulator's own likelihood, of x itself."""
+        return str(self.file.attrs.get(SUMMARY_HASH, ""))
 
     def _group(self, name: str) -> Any:
         return self.file[name]

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from pipeline.estimators.network import NetworkInput, network_input
 from pipeline.rng import generator
 from simulators.priors import sample
-from simulators.protocol import Data, Simulator
+from simulators.protocol import Data, Simulator, likelihood_data
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class TrainingSet:
 
     Attributes:
         theta: (N, D), float64.
-        x: observables, (N, ...).
+        x: what the likelihood needs of x, (N, ...) each: all observables, or less where the simulator says so.
         inputs: features and pilot of x.
         log_importance: log prior - log proposal of theta, (N,).
         numbers: for rows of a stored set, which they are, (N,); None for the set itself, and for fresh simulations.
@@ -44,6 +44,16 @@ class TrainingSet:
     def batches(self, batch: int, *, seed: int, stage: str) -> Batches:
         """Batches of stored simulations."""
         return StoredBatches(self, batch, seed=seed, stage=stage)
+
+
+def together(one: TrainingSet, other: TrainingSet) -> TrainingSet:
+    """The simulations of both."""
+    return TrainingSet(
+        torch.cat([one.theta, other.theta]),
+        {k: torch.cat([v, other.x[k]]) for k, v in one.x.items()},
+        NetworkInput(*(torch.cat(pair) for pair in zip(one.inputs, other.inputs, strict=True))),
+        torch.cat([one.log_importance, other.log_importance]),
+    )
 
 
 class Batches(Protocol):
@@ -79,6 +89,11 @@ def training_set(
     parts = [network_input(simulator, {k: v[i : i + block] for k, v in x.items()}) for i in range(0, len(theta), block)]
     inputs = NetworkInput(*(torch.cat(p) for p in zip(*parts, strict=True)))
     theta = theta.double()
+    with torch.no_grad():
+        held = [
+            likelihood_data(simulator, {k: v[i : i + block] for k, v in x.items()}) for i in range(0, len(theta), block)
+        ]
+        x = {k: torch.cat([part[k] for part in held]) for k in held[0]}
     if proposal is prior:
         log_importance = theta.new_zeros(len(theta))
     else:

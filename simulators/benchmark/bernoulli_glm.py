@@ -27,7 +27,7 @@ class BernoulliGlm:
         self.neuron = BernoulliGlmRaw()
         self.prior = self.neuron.prior
         self.parameters = self.neuron.parameters
-        self.observables = (Observable("x", (len(self.parameters),)),)
+        self.observables = (Observable("x", (len(self.parameters),), discrete=True),)
 
     def statistics(self, spikes: Tensor) -> Tensor:
         """x = V^T y, (N, 100) -> (N, 10)."""

@@ -35,7 +35,7 @@ class BernoulliGlmRaw:
         self.parameters = numbered_parameters(
             [None] * (1 + FILTER), labels=[r"\beta", *(f"f_{{{k}}}" for k in range(1, FILTER + 1))]
         )
-        self.observables = (Observable("x", (BINS,)),)
+        self.observables = (Observable("x", (BINS,), discrete=True),)
 
     def drive(self, theta: Tensor) -> Tensor:
         """psi = V theta, the log odds of a spike in each bin, (..., 10) -> (..., 100)."""

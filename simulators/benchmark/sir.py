@@ -41,7 +41,7 @@ class Sir:
     def __init__(self) -> None:
         priors = [distribution_from_spec({"log_normal": [m, s]}) for m, s in zip(LOG_MEDIANS, LOG_SCALES, strict=True)]
         self.parameters = numbered_parameters(priors, labels=[r"\beta", r"\gamma"])
-        self.observables = (Observable("x", (TIMES,)),)
+        self.observables = (Observable("x", (TIMES,), discrete=True),)
 
     def log_infected(self, theta: Tensor) -> Tensor:
         """log(I / N) at the ten times, at most -1e-6, (..., 2) -> (..., 10)."""

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import h5py
+import numpy as np
 import pytest
 
 from pipeline.store import hdf5_content_digest
@@ -36,6 +38,19 @@ def test_the_shipped_files_are_what_the_script_writes(make_data: ModuleType, tmp
         assert digest == hdf5_content_digest(DATA / star.output)
         assert digest in readme
         assert star.sha256 in readme
+
+
+def test_the_simulated_survey_is_what_the_script_writes(make_data: ModuleType, tmp_path: Path) -> None:
+    digest = hdf5_content_digest(make_data.write_survey(tmp_path))
+    assert digest == hdf5_content_digest(DATA / make_data.SURVEY)
+    assert digest in (DATA / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_simulated_lens_is_what_the_script_writes(make_data: ModuleType, tmp_path: Path) -> None:
+    with h5py.File(make_data.write_lens(tmp_path)) as made, h5py.File(DATA / make_data.LENS) as shipped:
+        for name in ("image", "noise", "mask"):  # transforms differ in their last bits from machine to machine
+            np.testing.assert_allclose(made[f"x/{name}"][...], shipped[f"x/{name}"][...], atol=2e-4)  # pyright: ignore
+    assert hdf5_content_digest(DATA / make_data.LENS) in (DATA / "README.md").read_text(encoding="utf-8")
 
 
 def test_another_file_under_the_name_is_refused(make_data: ModuleType, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> 
         assert resumed[name] == value, name
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 75)])
 def test_a_signal_leaves_a_resumable_state(tmp_path: Path, number: int, code: int) -> None:
     case = write_case(tmp_path)
     assert elboscope("simulate", case, "--run-dir", "run", cwd=tmp_path).returncode == 0
@@ -270,6 +270,7 @@ def test_help_is_quick_and_has_an_example(tmp_path: Path) -> None:
         "simulate",
         "train",
         "infer",
+        "likelihood",
         "validate",
         "compare",
         "report",
@@ -283,6 +284,10 @@ def test_help_is_quick_and_has_an_example(tmp_path: Path) -> None:
         "propose",
         "simulators",
         "schema",
+        "fetch",
+        "ingest",
+        "status",
+        "profiles",
     ):
         assert "Example" in elboscope(command, "--help", cwd=tmp_path).stdout, command
 

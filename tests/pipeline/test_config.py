@@ -14,10 +14,14 @@ from pydantic import BaseModel
 from pipeline.config import build_simulator, case_from_values, json_schema, load_case, override_values
 from pipeline.errors import InputError
 from pipeline.settings import CaseSettings, Objective, PhaseSettings, SimulatorSettings
+from pipeline.stages.run import Run
 from tests.pipeline.test_settings import LEAST, blocks
+from tests.simulators.fermi.synthetic_sky import write_synthetic_sky
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = sorted((ROOT / "configs").glob("**/*.yaml"))
+NEED_A_SKY = ("fermi_poisson", "fermi_inner_galaxy")
+"""Cases whose data file a user brings."""
 
 
 def written(folder: Path, values: Any, name: str = "case.yaml") -> Path:
@@ -40,8 +44,12 @@ def message_of(values: Any, *overrides: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda p: p.name)
-def test_every_case_loads_builds_and_survives_a_round_trip(path: Path) -> None:
-    case = load_case(path)
+def test_every_case_loads_builds_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
+    overrides = []
+    if path.stem in NEED_A_SKY:
+        sky = write_synthetic_sky(tmp_path / "sky.h5")
+        overrides = [f"simulator.options.data={sky}", f"observation={sky}"]
+    case = load_case(path, overrides)
     assert case.name == path.stem
     simulator = build_simulator(case.simulator)
     names = {p.name for p in simulator.parameters}
@@ -245,6 +253,7 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         "design": {"observation": "../data/a.h5", "note": "../data/a.h5"},
         "stars": [{"path": "b.csv"}],
         "path": "/absolute/c.csv",
+        "data": "sky.h5",
     }
     values = {"observation": "../data/a.h5", "simulator": {"name": "Mine", "path": "mine.py", "options": options}}
     case = load_case(written(folder, values))
@@ -254,8 +263,29 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         "design": {"observation": str(tmp_path / "data/a.h5"), "note": "../data/a.h5"},
         "stars": [{"path": str(folder / "b.csv")}],
         "path": "/absolute/c.csv",
+        "data": str(folder / "sky.h5"),
     }
     assert load_case(written(folder, values), ["observation=here.h5"]).observation == folder / "here.h5"
+
+
+def test_fetched_data_are_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELBOSCOPE_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "cache/k2_24/epic203771098.csv"
+    design = {"design": {"observation": "fetch:k2_24"}}
+    values = {"simulator": LEAST["simulator"] | {"options": design}, "observation": "fetch:k2_24"}
+    case = load_case(written(tmp_path, values))
+    assert case.observation == file
+    assert case.simulator.options["design"]["observation"] == str(file)
+    with pytest.raises(InputError, match="no such file; run `elboscope fetch k2_24`"):
+        Run(case, tmp_path).observation_path()
+    assert "no dataset 'k2_25'; did you mean 'k2_24'?" in message_of(
+        LEAST | {"observation": "fetch:k2_25"}, folder=tmp_path
+    )
+
+
+def test_arrays_to_ingest_are_relative_to_the_file(tmp_path: Path) -> None:
+    values = LEAST | {"ingest": {"arrays": {"x": "folder/noise.txt[m / s]"}}}
+    assert load_case(written(tmp_path, values)).ingest.arrays == {"x": f"{tmp_path}/folder/noise.txt[m / s]"}
 
 
 def test_a_case_is_named_after_its_file_unless_it_has_a_name(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.interrupt import Interrupted, asked_to_stop, handle_signals, stop_if_asked
+from pipeline.interrupt import SIGNALS, Interrupted, asked_to_stop, handle_signals, stop_if_asked
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left_behind() -> Iterator[None]:
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(s) for s in SIGNALS]
     yield
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(s) for s in SIGNALS] == before
     assert not asked_to_stop()
 
 
@@ -23,7 +23,7 @@ def send(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
 def test_a_signal_is_noted_and_stops_at_the_next_safe_point(number: signal.Signals, exit_code: int) -> None:
     with handle_signals():
         stop_if_asked()

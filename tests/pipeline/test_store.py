@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -272,7 +273,7 @@ def test_large_datasets_are_chunked_by_rows(tmp_path: Path) -> None:
     store.write_data(file, observables=(Observable("a", (1000,)),), x={"a": torch.zeros(500, 1000)})
     with h5py.File(file) as opened:
         chunks = opened["x/a"].chunks
-    assert chunks == (store.CHUNK_BYTES // 8000, 1000)
+    assert chunks == (store.hdf5.CHUNK_BYTES // 8000, 1000)
 
 
 def test_units_are_converted(path: Path) -> None:
@@ -470,6 +471,56 @@ def test_virtual_datasets_are_read_and_their_shards_checked(tmp_path: Path) -> N
     assert refused(file, read_all).startswith("damaged")
     shard.unlink()
     assert "shard-1.h5" in refused(file, read_all)
+
+
+def test_failed_rows_may_be_nan_and_no_others(tmp_path: Path) -> None:
+    file, observables = tmp_path / "failed.h5", (Observable("a", (2,)),)
+    a = torch.arange(8, dtype=torch.float64).reshape(4, 2)
+    a[1] = torch.nan
+    codes = torch.tensor([0, 3, 0, 0], dtype=torch.uint8)
+
+    def write(codes: Tensor | None) -> store.DataSet:
+        store.write_data(file, observables=observables, x={"a": a}, failed=codes, failures={1: "time limit"})
+        return store.read_data(file, observables=observables)
+
+    data = write(codes)
+    assert data.failed is not None
+    assert data.failed.tolist() == [0, 3, 0, 0]
+    assert data.without_failed().ids == ("0", "2", "3")
+    assert torch.equal(data.without_failed().x["a"], a[[0, 2, 3]])
+    part = store.read_data(file, observables=observables, rows=slice(1, 3))
+    assert part.failed is not None
+    assert part.failed.tolist() == [3, 0]
+    assert data.rows(2, 4).without_failed().ids == ("2", "3")
+    for wrong in (codes.flip(0), None):
+        with pytest.raises(InputError, match="2 of 8 values are NaN or infinite"):
+            write(wrong)
+
+
+@pytest.mark.parametrize("compression", ["zstd", "blosc2"])
+def test_compression_is_lossless_and_checked(compression: str, tmp_path: Path) -> None:
+    pytest.importorskip("hdf5plugin")
+    file, observables = tmp_path / "small.h5", (Observable("a", (500,)),)
+    a = torch.arange(20_000, dtype=torch.float64).reshape(40, 500)
+    store.write_data(file, observables=observables, x={"a": a}, compression=compression)
+    assert torch.equal(store.read_data(file, observables=observables).x["a"], a)
+    assert file.stat().st_size < a.numel() * 8 / 2
+    with h5py.File(file) as opened:
+        chunk = opened["x/a"].id.get_chunk_info(0)
+    raw = bytearray(file.read_bytes())
+    raw[chunk.byte_offset + chunk.size // 2] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(InputError, match="damaged"):
+        store.read_data(file, observables=observables)
+
+
+def test_files_are_read_without_a_lock(path: Path) -> None:
+    """Lustre often has no flock, and HDF5 then refuses to open a file."""
+    with path.open("rb+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="lock"):
+            h5py.File(path, "r")
+        read(path)
 
 
 # ------------------------------------------------------------ datasets of results

@@ -45,9 +45,11 @@ def test_parameter_refuses_what_is_no_identifier_or_unit() -> None:
         Parameter("mass", unit="solarmasses")
 
 
-def test_observable_refuses_a_role_that_is_none() -> None:
+def test_observable_refuses_a_role_or_scale_that_is_none() -> None:
     with pytest.raises(ValueError, match=r"role must be 'data' or 'context', got 'noise'"):
         Observable("x", (3,), role="noise")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"scale must be 'linear' or 'log', got 'sqrt'"):
+        Observable("x", (3,), scale="sqrt")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"observable name 'x y'"):
         Observable("x y", (3,))
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pipeline.plots.certificate_words import FOLDED, MEANING, certificate_lines
+from pipeline.plots.certificate_words import FOLDED, MEANING, SURROGATE_NAMES, certificate_lines
 from pipeline.schema import CERTIFICATE
 from pipeline.settings import InferSettings
 
@@ -15,7 +15,9 @@ def by_name(certificate):
 
 def test_every_number_of_the_schema_has_words(good):
     assert set(MEANING) == set(CERTIFICATE)
-    assert set(by_name(good)) == set(CERTIFICATE) - FOLDED
+    assert set(by_name(good)) == set(CERTIFICATE) - FOLDED - set(SURROGATE_NAMES)
+    learned = dict.fromkeys(SURROGATE_NAMES, 0.01)
+    assert set(by_name(good | learned)) == set(CERTIFICATE) - FOLDED
 
 
 def test_units_and_digits(good):
@@ -48,6 +50,21 @@ def test_good_numbers_pass(good):
 )
 def test_bad_numbers_fail(name, value, failing, good):
     assert by_name(good | {name: value})[failing].mark == "fail"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "mark"),
+    [
+        ("surrogate_outside", 0.04, "pass"),
+        ("surrogate_outside", 0.06, "fail"),
+        ("surrogate_error", 0.5, "info"),
+        ("surrogate_spread", 0.5, "info"),
+    ],
+)
+def test_a_learned_likelihood_is_judged_by_where_the_draws_lie(name, value, mark, good):
+    line = by_name(good | {name: value})[name]
+    assert line.mark == mark
+    assert ("no better than this" in line.judgement) == (name == "surrogate_error")
 
 
 def test_a_bad_amortized_q_is_information_and_no_failure(good):

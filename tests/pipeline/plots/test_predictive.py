@@ -37,6 +37,15 @@ def test_residuals_are_taken_from_the_model_s_median():
     assert [t.get_text() for t in top.get_legend().get_texts()] == ["model, 95 %", "model, 68 %", "observed"]
 
 
+def test_a_logarithmic_abscissa():
+    redshift, grid = np.geomspace(0.01, 1, 20), np.geomspace(0.01, 1, 50)
+    curves = 5 * np.log10(grid) + 0.1 * RNG.standard_normal((200, 1))
+    figure = plot_predictive(redshift, 5 * np.log10(redshift), grid=grid, curves=curves, logarithmic=True)
+    assert {axis.get_xscale() for axis in figure.axes} == {"log"}
+    residual = np.asarray(figure.axes[1].get_lines()[0].get_ydata(), dtype=float)
+    assert np.abs(residual).max() < 0.05  # 0.1 / sqrt(200) times five
+
+
 @pytest.mark.parametrize("size", [20, 100])
 def test_replicated_data_alone_are_enough(size):
     time = np.linspace(0, 1, size)

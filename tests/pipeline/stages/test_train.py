@@ -39,7 +39,7 @@ def test_honest_observations_are_typical_and_noisy_ones_are_not(trained: Run) ->
     assert flagged == pytest.approx(0.01, abs=4 * math.sqrt(0.01 * 0.99 * (1 / 2_000 + 1 / 1_000)))
     noisy = simulator.mean(theta) + 5 * (x - simulator.mean(theta))
     assert float((posterior.typicality({"x": noisy}) <= 0.01).double().mean()) > 0.5
-    held_out, training = load_simulations(trained)
+    held_out, training = load_simulations(trained, trained.model)
     assert (len(held_out), len(training)) == (1_000, 8_000)
     p = posterior.typicality(held_out.x)  # each among themselves: all ranks, each once
     torch.testing.assert_close(

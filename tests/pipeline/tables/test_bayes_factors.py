@@ -71,6 +71,34 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, write_file: Write, c
         bayes_factors([tmp_path / "one.h5", tmp_path / "two.h5"])
 
 
+def learned(summary: str) -> dict[str, str]:
+    return {"likelihood": "learned", "summary_hash": summary}
+
+
+def test_evidences_of_different_summaries_are_refused_and_of_the_same_compared(
+    tmp_path: Path, write_file: Write
+) -> None:
+    for name, summary in (("one", "aa"), ("two", "bb"), ("three", "aa"), ("unsaid", ""), ("unsaid_too", "")):
+        write_file(tmp_path / f"{name}.h5", ["a", "b"], attributes=learned(summary))
+    with pytest.raises(InputError, match=r"different summaries \(aa, bb\).*likelihood.summary.file"):
+        bayes_factors([tmp_path / "one.h5", tmp_path / "two.h5"])
+    assert len(bayes_factors([tmp_path / "one.h5", tmp_path / "three.h5"])) == 2
+    with pytest.raises(InputError, match="does not say of what summary"):
+        bayes_factors([tmp_path / "unsaid.h5", tmp_path / "unsaid_too.h5"])
+
+
+def test_the_scatter_between_networks_is_part_of_the_error(tmp_path: Path, write_file: Write) -> None:
+    import h5py
+
+    for name in ("one", "two"):
+        write_file(tmp_path / f"{name}.h5", ["a"], attributes=learned("aa"))
+    plain = bayes_factors([tmp_path / "one.h5", tmp_path / "two.h5"])["log_bayes_factor_error_two"][0]
+    with h5py.File(tmp_path / "two.h5", "a") as file:
+        file["certificate/surrogate_error"] = np.array([0.3])
+    found = bayes_factors([tmp_path / "one.h5", tmp_path / "two.h5"])["log_bayes_factor_error_two"][0]
+    assert found == pytest.approx(np.hypot(plain, 0.3))
+
+
 def test_a_unit_written_otherwise_is_the_same_unit(tmp_path: Path, write_file: Write) -> None:
     write_file(tmp_path / "one.h5", ["a"])
     write_file(tmp_path / "two.h5", ["a"], data_unit="m s-1")

@@ -1,0 +1,111 @@
+"""What a foreign file holds: named arrays, with the units that it declares and the entries that it marks as missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+
+LISTED = 12
+"""Names in an error."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One named array of a file.
+
+    Attributes:
+        name: `velocity`; below a group or in one of several tables `RV/velocity`.
+        values: as the file has them: numbers, text, or one array a row (dtype object).
+        unit: as the file declares it, "" where it says dimensionless; None where it says nothing.
+        masked: entries that the file marks as missing, where it marks any.
+        by_row: the first axis is the rows of a table.
+        context: known before the observation, as the times of a series are.
+        note: what a reader should know of it.
+    """
+
+    name: str
+    values: NDArray
+    unit: str | None = None
+    masked: NDArray[np.bool_] | None = None
+    by_row: bool = False
+    context: bool = False
+    note: str = ""
+
+    @property
+    def ragged(self) -> bool:
+        """One array of its own length a row."""
+        return self.values.dtype == object and len(self.values) > 0 and isinstance(self.values[0], np.ndarray)
+
+    @property
+    def is_text(self) -> bool:
+        """Text, or what can only be shown as such."""
+        return self.values.dtype.kind not in "biuf" and not self.ragged
+
+
+@dataclass(frozen=True)
+class ForeignFile:
+    """A file that somebody else wrote.
+
+    Attributes:
+        path: where it is.
+        kind: its format, in words.
+        fields: its arrays.
+        meta: header cards and attributes.
+        note: what a reader should know of it.
+    """
+
+    path: Path
+    kind: str
+    fields: tuple[Field, ...]
+    meta: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def declares_units(self) -> bool:
+        """Whether any array comes with a unit."""
+        return any(f.unit for f in self.fields)
+
+    def find(self, name: str) -> Field | None:
+        """The array of that name: in full, or its last part, in that case or any, where only one has it."""
+        exact = [f for f in self.fields if f.name == name]
+        if exact:
+            return exact[0]
+        for same in (lambda f: _last(f.name) == name, lambda f: _last(f.name).lower() == name.lower()):
+            found = [f for f in self.fields if same(f)]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise InputError(f"{self.path}: {name!r} may be {' or '.join(f.name for f in found)}: write it in full")
+        return None
+
+    def get(self, name: str) -> Field:
+        """The array of that name.
+
+        Raises:
+            InputError: there is none.
+        """
+        found = self.find(name)
+        if found is None:
+            names = [f.name for f in self.fields]
+            near = get_close_matches(name, names, n=1)
+            raise InputError(
+                f"{self.path}: no column or array {name!r}{f'; did you mean {near[0]!r}?' if near else ''}; it has {listed(names)}"
+            )
+        return found
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more."""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return (", ".join(names[:LISTED]) or "nothing") + more

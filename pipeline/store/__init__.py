@@ -1,0 +1,33 @@
+"""Files of a run: complete or absent, checksummed, and carrying the key of what made them."""
+
+from pipeline.store.complete import complete_or_absent, write_text
+from pipeline.store.data import DataSet, is_data_file, read_data, write_data
+from pipeline.store.deferred import DeferredErrors
+from pipeline.store.hdf5 import as_text, create_dataset, hdf5_content_digest, open_hdf5, write_hdf5
+from pipeline.store.keys import content_key, file_sha256, input_digest, provenance, read_attribute, read_key, stamp
+from pipeline.store.weights import read_safetensors, read_safetensors_header, write_safetensors
+
+__all__ = [
+    "DataSet",
+    "DeferredErrors",
+    "as_text",
+    "complete_or_absent",
+    "content_key",
+    "create_dataset",
+    "file_sha256",
+    "hdf5_content_digest",
+    "input_digest",
+    "is_data_file",
+    "open_hdf5",
+    "provenance",
+    "read_attribute",
+    "read_data",
+    "read_key",
+    "read_safetensors",
+    "read_safetensors_header",
+    "stamp",
+    "write_data",
+    "write_hdf5",
+    "write_safetensors",
+    "write_text",
+]

@@ -1,0 +1,270 @@
+"""Data files: simulations and observations in one layout (`pipeline.schema`)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import InputError
+from pipeline.schema import SCHEMA, SCHEMA_VERSION
+from pipeline.store.hdf5 import as_text, checked_text, create_dataset, open_hdf5, write_hdf5
+from simulators.protocol import Data, Observable, Parameter
+from simulators.units import conversion_factor
+
+OTHER_OPEN_FILES = 256
+"""Left to everything else in the process."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data file in memory.
+
+    Attributes:
+        x: observables, (N, ...) each.
+        theta: (N, D), where known.
+        ids: N identifiers; row numbers where the file has none.
+        failed: (N,) uint8, where the file says it: 0, or why the simulation has no x (`simulators.failures`),
+            which is then NaN.
+    """
+
+    x: Data
+    theta: Tensor | None
+    ids: tuple[str, ...]
+    failed: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, start: int, stop: int) -> DataSet:
+        """Rows start to stop - 1."""
+        theta = None if self.theta is None else self.theta[start:stop]
+        failed = None if self.failed is None else self.failed[start:stop]
+        return DataSet({k: v[start:stop] for k, v in self.x.items()}, theta, self.ids[start:stop], failed)
+
+    def without_failed(self) -> DataSet:
+        """The rows whose simulation succeeded."""
+        if self.failed is None or not bool(self.failed.any()):
+            return self
+        good = self.failed == 0
+        theta = None if self.theta is None else self.theta[good]
+        ids = tuple(i for i, keep in zip(self.ids, good.tolist(), strict=True) if keep)
+        return DataSet({k: v[good] for k, v in self.x.items()}, theta, ids, self.failed[good])
+
+
+def write_data(
+    path: Path,
+    *,
+    observables: Sequence[Observable],
+    x: Mapping[str, Tensor],
+    parameters: Sequence[Parameter] = (),
+    theta: Tensor | None = None,
+    ids: Sequence[str] | None = None,
+    failed: Tensor | None = None,
+    failures: Mapping[int, str] | None = None,
+    compression: str = "none",
+    checked: bool = False,
+    attributes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a data file (layout: `pipeline.schema`), complete or absent.
+
+    Args:
+        checked: text too lies under checksums; plain h5py then reads it as bytes.
+        failed, failures: reason codes of all rows; and in words, of the rows that have them.
+        compression: of x, theta and reason codes: none, zstd or blosc2.
+    """
+    text: Callable[[Any], Any] = checked_text if checked else lambda value: value
+
+    def fill(file: h5py.File) -> None:
+        group = file.create_group("x")
+        for o in observables:
+            values = x[o.name].cpu().numpy().astype(o.dtype, copy=False)
+            dataset = create_dataset(group, o.name, values, compression=compression)
+            dataset.attrs.update({"unit": text(o.unit), "role": text(o.role), "label": text(o.label)})
+        if theta is not None:
+            values = theta.cpu().numpy().astype(np.float64, copy=False)
+            dataset = create_dataset(file, "theta", values, compression=compression)
+            dataset.attrs["names"] = text([p.name for p in parameters])
+            dataset.attrs["units"] = text([p.unit for p in parameters])
+        if ids is not None:
+            create_dataset(file, "id", list(ids))
+        if failed is not None:
+            create_dataset(file, "failed", failed.cpu().numpy().astype(np.uint8), compression=compression)
+        if failures:
+            words = file.create_group("failures")
+            create_dataset(words, "row", np.array(list(failures), dtype=np.int64))
+            create_dataset(words, "reason", text(list(failures.values())))
+
+    stamp = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION} | dict(attributes or {})
+    write_hdf5(path, fill, {k: text(v) for k, v in stamp.items()})
+
+
+def is_data_file(path: Path) -> bool:
+    """Whether `path` is HDF5 with our group `/x`."""
+    if not path.is_file() or not h5py.is_hdf5(path):
+        return False
+    with open_hdf5(path) as file:
+        return isinstance(file.get("x"), h5py.Group)
+
+
+def read_data(
+    path: Path,
+    *,
+    observables: Sequence[Observable],
+    parameters: Sequence[Parameter] = (),
+    rows: slice = slice(None),
+) -> DataSet:
+    """Read a data file, checked against what the simulator declares; units are converted.
+
+    Rows of failed simulations are NaN in x and marked in `failed`; any other NaN is refused.
+
+    Args:
+        rows: which rows; all of them by default.
+
+    Raises:
+        InputError: names the first thing that does not fit: a missing dataset, a wrong shape or unit, NaN,
+            rows that do not match, or a checksum that fails.
+    """
+    with open_hdf5(path) as file:
+        group = file.get("x")
+        if not isinstance(group, h5py.Group):
+            raise InputError(f"{path}: not an Elboscope data file (no group /x)")
+        _check_virtual_sources(path, file)
+        try:
+            failed = _read_failed(path, file, rows)
+            x = {o.name: _read_observable(path, group, o, rows, failed) for o in observables}
+            theta = _read_theta(path, file, parameters, rows) if parameters else None
+            raw_ids = _read_ids(path, file, rows)
+        except OSError as error:
+            raise InputError(f"{path}: damaged: a checksum or a read failed ({error})") from None
+    counts = {k: len(v) for k, v in x.items()}
+    count = next(iter(counts.values()))
+    if len(set(counts.values())) > 1 or (theta is not None and len(theta) != count):
+        rows_of_theta = {} if theta is None else {"theta": len(theta)}
+        raise InputError(f"{path}: datasets disagree on the number of rows: {counts | rows_of_theta}")
+    if count == 0:
+        raise InputError(f"{path}: has no rows")
+    first = rows.start or 0
+    ids = raw_ids if raw_ids is not None else tuple(str(first + i) for i in range(count))
+    if len(ids) != count:
+        raise InputError(f"{path}: /id has {len(ids)} rows, /x has {count}")
+    if len(set(ids)) < count:
+        raise InputError(f"{path}: /id: {next(i for i in ids if ids.count(i) > 1)!r} stands for more than one row")
+    if failed is not None and len(failed) != count:
+        raise InputError(f"{path}: /failed has {len(failed)} rows, /x has {count}")
+    return DataSet(x, theta, ids, failed)
+
+
+def _check_virtual_sources(path: Path, file: h5py.File) -> None:
+    """HDF5 fills in zeros, without a word, where a file behind a virtual dataset is missing."""
+    sources: set[str] = set()
+
+    def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset) and item.is_virtual:
+            sources.update(source.file_name for source in item.virtual_sources())
+
+    file.visititems(collect)
+    missing = sorted(s for s in sources if not (path.parent / s).is_file())
+    if missing:
+        raise InputError(
+            f"{path}: {len(missing)} of its {len(sources)} shards are missing, the first {missing[0]}; run `elboscope simulate` again"
+        )
+    _allow_open_files(path, len(sources))
+
+
+def _allow_open_files(path: Path, shards: int) -> None:
+    """HDF5 keeps every shard open while it reads across them: raise this process's limit as far as it may go."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = shards + OTHER_OPEN_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise InputError(
+            f"{path}: has {shards} shards, and this process may open {hard} files at once: raise `ulimit -n`, or make larger shards (simulate.shard)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _read_observable(
+    path: Path, group: h5py.Group, observable: Observable, rows: slice, failed: Tensor | None
+) -> Tensor:
+    name = f"{path}: /x/{observable.name}"
+    dataset = group.get(observable.name)
+    if not isinstance(dataset, h5py.Dataset):
+        raise InputError(f"{name} is missing (it has: {', '.join(group) or 'nothing'})")
+    if "unit" not in dataset.attrs:
+        raise InputError(f"{name}: no attribute 'unit'; expected one, such as {observable.unit!r}")
+    values = _read_numbers(dataset, observable.shape, name, rows, failed)
+    values = values * _conversion(dataset.attrs["unit"], observable.unit, name)
+    return values if observable.dtype == "float64" else values.float()
+
+
+def _read_theta(path: Path, file: h5py.File, parameters: Sequence[Parameter], rows: slice) -> Tensor:
+    name = f"{path}: /theta"
+    dataset = file.get("theta")
+    if not isinstance(dataset, h5py.Dataset):
+        raise InputError(f"{name} is missing")
+    expected = [p.name for p in parameters]
+    names = [as_text(n) for n in np.atleast_1d(dataset.attrs.get("names", []))]
+    if names != expected:
+        raise InputError(f"{name} has parameters {names}, expected {expected}")
+    values = _read_numbers(dataset, (len(expected),), name, rows)
+    units = [as_text(u) for u in np.atleast_1d(dataset.attrs.get("units", []))]
+    if len(units) != len(expected):
+        raise InputError(f"{name}: expected the attribute 'units' with {len(expected)} units, got {units}")
+    factors = [_conversion(u, p.unit, f"{name}, {p.name}") for u, p in zip(units, parameters, strict=True)]
+    return values * torch.tensor(factors, dtype=torch.float64)
+
+
+def _read_ids(path: Path, file: h5py.File, rows: slice) -> tuple[str, ...] | None:
+    if "id" not in file:
+        return None
+    dataset = file["id"]
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1:
+        raise InputError(f"{path}: /id: expected one identifier a row")
+    return tuple(as_text(i) for i in dataset[rows])
+
+
+def _read_failed(path: Path, file: h5py.File, rows: slice) -> Tensor | None:
+    dataset = file.get("failed")
+    if dataset is None:
+        return None
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or dataset.dtype != np.uint8:
+        raise InputError(f"{path}: /failed: expected one 8-bit reason code a row, got {dataset}")
+    return torch.from_numpy(np.asarray(dataset[rows]))
+
+
+def _read_numbers(
+    dataset: h5py.Dataset, shape: tuple[int, ...], name: str, rows: slice, failed: Tensor | None = None
+) -> Tensor:
+    """Rows in float64, finite but where they failed."""
+    if dataset.dtype.kind not in "fiub":
+        raise InputError(f"{name}: expected numbers, got {dataset.dtype}")
+    if dataset.ndim != len(shape) + 1 or dataset.shape[1:] != shape:
+        raise InputError(f"{name}: expected shape ({', '.join(map(str, ('N', *shape)))}), got {dataset.shape}")
+    values = torch.from_numpy(np.asarray(dataset[rows], dtype=np.float64))
+    finite = torch.isfinite(values)
+    if failed is not None and len(failed) == len(values):
+        finite[failed != 0] = True
+    bad = int((~finite).sum())
+    if bad:
+        raise InputError(f"{name}: {bad} of {values.numel()} values are NaN or infinite")
+    return values
+
+
+def _conversion(given: Any, expected: str, name: str) -> float:
+    try:
+        return conversion_factor(as_text(given), expected, name)
+    except ValueError as error:
+        raise InputError(str(error)) from None

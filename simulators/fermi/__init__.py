@@ -1,0 +1,1 @@
+"""Photon counts of the Fermi Large Area Telescope towards the inner Galaxy."""
