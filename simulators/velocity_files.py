@@ -1,10 +1,11 @@
-"""Observed radial velocities from files: radvel's CSV and whitespace tables, and the project's HDF5."""
+"""Observed radial velocities from files: radvel's CSV and whitespace tables, ECSV, and the project's HDF5."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def read_velocity_table(path: Path | str, *, instrument: str | None = None) -> V
     """Read the velocities (m/s) of one star and one instrument.
 
     Args:
-        path: `.h5`/`.hdf5` in the project's layout, or a text table, comma or blank separated, whose
+        path: `.h5`/`.hdf5` in the project's layout, or a text table, comma or blank separated or ECSV, whose
             header names the columns `t` or `time`, `vel` or `mnvel`, `errvel`, and perhaps `tel`.
         instrument: which one to keep; needed where the file has several.
 
@@ -114,29 +115,39 @@ def binned_velocities(table: VelocityTable, width_days: float) -> VelocityTable:
 
 
 def read_velocity_text(path: Path) -> VelocityTable:
-    """A text table with one header line, all instruments, through astropy.
+    """A text table with one header line, or ECSV with its units, all instruments, through astropy.
+
+    Columns that name no unit are in d and m/s. A number that is missing is NaN.
 
     Raises:
-        ValueError: unreadable, or a column is missing.
+        ValueError: unreadable, a column is missing, or a unit is not one of time or velocity.
     """
     from astropy.table import Table
 
     with path.open(encoding="utf-8") as file:
         header = file.readline()
+    kind = "ascii.ecsv" if header.startswith("# %ECSV") else "ascii.csv" if "," in header else "ascii.basic"
     try:
-        rows = Table.read(path, format="ascii.csv" if "," in header else "ascii.basic")
+        rows = Table.read(path, format=kind)
     except Exception as error:  # astropy raises several kinds; each becomes one readable line
         raise ValueError(f"{path}: not a table that astropy reads: {str(error).splitlines()[0]}") from None
     found = {name: next((a for a in aliases if a in rows.colnames), None) for name, aliases in COLUMNS.items()}
     for name in UNITS:
         if found[name] is None:
             raise ValueError(f"{path}: no column {' or '.join(COLUMNS[name])}; it has {', '.join(rows.colnames)}")
-    try:
-        time, velocity, error = (np.asarray(rows[found[name]], dtype=np.float64) for name in UNITS)
-    except ValueError as problem:
-        raise ValueError(f"{path}: expected numbers ({problem})") from None
+    time, velocity, error = (_numbers(rows[found[name]], UNITS[name], f"{path}: {found[name]}") for name in UNITS)
     names = np.full(len(time), "") if found["instrument"] is None else np.asarray(rows[found["instrument"]]).astype(str)
     return VelocityTable(time, velocity, error, names)
+
+
+def _numbers(column: Any, unit: str, what: str) -> np.ndarray:
+    """A column in `unit`, float64; NaN where a number is missing."""
+    try:
+        values = np.ma.filled(np.ma.asarray(column, dtype=np.float64), np.nan)
+    except (TypeError, ValueError) as problem:
+        raise ValueError(f"{what}: expected numbers ({problem})") from None
+    given = getattr(column, "unit", None)
+    return values if given is None else values * conversion_factor(str(given), unit, what)
 
 
 def _read_hdf5(path: Path) -> VelocityTable:

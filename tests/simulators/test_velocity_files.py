@@ -49,6 +49,36 @@ def test_columns_come_in_any_order_under_either_name(tmp_path: Path) -> None:
     assert len(comma) == 2
 
 
+def write_ecsv(path: Path, *, velocity: str = "km / s", time: str = "d") -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from astropy.table import Table
+    table = Table({"t": [1.0, 2.0], "vel": [0.0025, -0.0015], "errvel": [0.0005, 0.0006], "tel": ["k", "j"]})
+    for name, unit in (("t", time), ("vel", velocity), ("errvel", velocity)):
+        table[name].unit = unit
+    table.write(path, format="ascii.ecsv")
+    return path
+
+
+@pytest.mark.parametrize("name", ["star.ecsv", "star.txt"])
+def test_the_units_of_ecsv_count(tmp_path: Path, name: str) -> None:
+    table = read_all_velocities(write_ecsv(tmp_path / name, time="h"))
+    np.testing.assert_allclose(table.time, [1 / 24, 2 / 24], rtol=1e-14)
+    np.testing.assert_allclose(table.velocity, [2.5, -1.5], rtol=1e-14)
+    np.testing.assert_allclose(table.velocity_error, [0.5, 0.6], rtol=1e-14)
+    assert table.instrument.tolist() == ["k", "j"]
+
+
+def test_a_unit_of_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"star.ecsv: vel: .*mag"):
+        read_all_velocities(write_ecsv(tmp_path / "star.ecsv", velocity="mag"))
+
+
+def test_a_number_that_is_missing_is_not_made_up(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"velocity has 1 values that are not finite"):
+        read_all_velocities(write(tmp_path / "gap.csv", TABLE.replace("2.5", "")))
+
+
 def test_several_instruments_need_a_choice(tmp_path: Path) -> None:
     path = write(tmp_path / "c.txt", "time mnvel errvel tel\n1 2.5 0.5 k\n2 -1.5 0.6 j\n3 0.5 0.7 k\n")
     with pytest.raises(ValueError, match=r"2 instruments \(j, k\).*option instrument: j"):
