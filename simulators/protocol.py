@@ -105,6 +105,7 @@ class PredictiveView:
         abscissa, observed, error: (M,) each.
         grid: increasing, (G,).
         curves: (K, G).
+        scale: of the abscissa.
     """
 
     name: str
@@ -115,6 +116,7 @@ class PredictiveView:
     error: Tensor
     grid: Tensor
     curves: Tensor
+    scale: Literal["linear", "log"] = "linear"
 
 
 @runtime_checkable

@@ -30,7 +30,8 @@ def plot_predictive(
     """Observed data, posterior bands at 68 and 95 %, and residuals from the posterior median.
 
     With `grid` and `curves` the band is that of the noise-free model; with `replicated` alone it is that of data
-    simulated anew. In the lower panel `replicated` gives the range in which residuals are expected.
+    simulated anew. In the lower panel `replicated` gives the range in which residuals are expected; without it the band of the model is
+    drawn there too.
 
     Args:
         abscissa: (M,).
@@ -57,6 +58,8 @@ def plot_predictive(
             model = np.quantile(curves, CENTRAL, axis=0)
             median = np.interp(np.log(at), np.log(grid), model[2]) if logarithmic else np.interp(at, grid, model[2])
             _shade(top, grid, model, "model")
+            if bands is None:
+                _bands(bottom, grid, model - model[2])
         elif bands is not None:
             median = bands[2]
             (_shade if len(at) > FEW else _intervals)(top, at, bands, "replicated data")
@@ -84,16 +87,27 @@ def _points(axis: Axes, x: Array, y: Array, error: Array | None) -> None:
 
 def _shade(axis: Axes, x: Array, quantiles: Array, name: str) -> None:
     """Median and the two central intervals, (5, G)."""
-    axis.fill_between(x, quantiles[0], quantiles[4], color=BLUE, alpha=0.15, linewidth=0, label=f"{name}, 95 %")
-    axis.fill_between(x, quantiles[1], quantiles[3], color=BLUE, alpha=0.3, linewidth=0, label=f"{name}, 68 %")
+    _bands(axis, x, quantiles, name)
     axis.plot(x, quantiles[2], color=BLUE, linewidth=1.0)
+
+
+def _bands(axis: Axes, x: Array, quantiles: Array, name: str = "") -> None:
+    """The two central intervals of (5, G)."""
+    wide, narrow = _names(name)
+    axis.fill_between(x, quantiles[0], quantiles[4], color=BLUE, alpha=0.15, linewidth=0, label=wide)
+    axis.fill_between(x, quantiles[1], quantiles[3], color=BLUE, alpha=0.3, linewidth=0, label=narrow)
 
 
 def _intervals(axis: Axes, x: Array, quantiles: Array, name: str = "") -> None:
     """Where replicated data fall: a bar for each point, since between the points nothing was simulated."""
-    wide, narrow = (f"{name}, 95 %", f"{name}, 68 %") if name else ("", "")  # "" stays out of the legend
+    wide, narrow = _names(name)
     axis.vlines(x, quantiles[0], quantiles[4], color=BLUE, alpha=0.2, linewidth=5, label=wide)
     axis.vlines(x, quantiles[1], quantiles[3], color=BLUE, alpha=0.35, linewidth=5, label=narrow)
+
+
+def _names(name: str) -> tuple[str, str]:
+    """Of the two intervals in a legend; "" stays out of it."""
+    return (f"{name}, 95 %", f"{name}, 68 %") if name else ("", "")
 
 
 def _check(

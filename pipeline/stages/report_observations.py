@@ -160,6 +160,7 @@ def _predictive_views(run: Run, theta: Array, n: int) -> dict[str, Any]:
             curves=view.curves.numpy(),
             abscissa_label=view.abscissa_label,
             data_label=view.data_label,
+            logarithmic=view.scale == "log",
         )
         for view in declared
     }
