@@ -42,6 +42,10 @@ from simulators.velocity_pilot import Coordinates, Pilot, pilot_features
 
 PART_NUMBERS = 200_000
 """Velocities that are computed at once: a dozen arrays of 1.6 MB."""
+ZERO_STEP = 10_000
+"""Zero of the time axis of a figure: the last multiple before the first epoch (d)."""
+BINS = 20
+"""Of the phase, for the means in the folded figures."""
 
 
 class MultiInstrumentVelocity:
@@ -256,7 +260,10 @@ class MultiInstrumentVelocity:
         grid = torch.linspace(float(time.min()), float(time.max()), 2000, dtype=torch.float64)
         curves = self.velocity(draws, grid[None])[:, 0]
         unit = "velocity less offsets [m / s]"
-        views = [PredictiveView("velocities", "time [d]", unit, time[0], free.median(0).values, error, grid, curves)]
+        zero = ZERO_STEP * math.floor(float(time.min()) / ZERO_STEP)
+        since = f"time - {zero} [d]" if zero else "time [d]"
+        data = free.median(0).values
+        views = [PredictiveView("velocities", since, unit, time[0] - zero, data, error, grid - zero, curves)]
         phase = torch.linspace(-0.5, 0.5, 400, dtype=torch.float64)
         for p, orbit in enumerate(self.orbits):
             period, conjunction = (q.of(draws) for q in (orbit.period, orbit.conjunction))  # (K, 1, 1)
@@ -266,7 +273,15 @@ class MultiInstrumentVelocity:
             data = (free - everything + alone).median(0).values
             views.append(
                 PredictiveView(
-                    f"planet {p + 1}", f"orbital phase of planet {p + 1}", unit, at, data, error, phase, folded
+                    name=f"planet {p + 1}",
+                    abscissa_label=f"orbital phase of planet {p + 1}",
+                    data_label=unit,
+                    abscissa=at,
+                    observed=data,
+                    error=error,
+                    grid=phase,
+                    curves=folded,
+                    bins=BINS,
                 )
             )
         return views

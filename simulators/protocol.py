@@ -106,6 +106,7 @@ class PredictiveView:
         grid: increasing, (G,).
         curves: (K, G).
         scale: of the abscissa.
+        bins: weighted means of the data in so many bins of the abscissa are drawn too; 0: none.
     """
 
     name: str
@@ -117,6 +118,7 @@ class PredictiveView:
     grid: Tensor
     curves: Tensor
     scale: Literal["linear", "log"] = "linear"
+    bins: int = 0
 
 
 @runtime_checkable

@@ -161,6 +161,7 @@ def _predictive_views(run: Run, theta: Array, n: int) -> dict[str, Any]:
             abscissa_label=view.abscissa_label,
             data_label=view.data_label,
             logarithmic=view.scale == "log",
+            bins=view.bins,
         )
         for view in declared
     }
