@@ -167,6 +167,49 @@ def test_the_offset_is_integrated_over() -> None:
     assert float(simulator.log_likelihood(theta, x)) == pytest.approx(total, abs=1e-6)
 
 
+@pytest.mark.parametrize("planets", [1, 2, 3])
+def test_a_thousand_points_with_missing_instruments_of_one_to_three_planets(radvel: ModuleType, planets: int) -> None:
+    """The density of each instrument's differences from its first point, which the flat offset leaves, in dense matrices."""
+    design = {"points": [900, 1000], "baseline": 4000, "error": [1, 2], "absent": 0.3, "absent_instrument": 0.5}
+    limits = (((5, 9), (0, 5)), ((40, 70), (0, 40)), ((800, 1500), (0, 800)))
+    options: dict[str, Any] = {"planets": [planet(*v) for v in limits[:planets]], "jit": {"uniform": [0, 3]}}
+    simulator = MultiInstrumentVelocity(**options, design=design, instruments=["k", "j", "a"])
+    orbits = [(6.1, 3.0, 1.2, 0.3, -0.2), (55.0, 9.0, 1.5, -0.4, 0.1), (1111.0, 500.0, 2.0, 0.1, 0.5)][:planets]
+    theta = point(*[value for orbit in orbits for value in orbit], 1.3)
+    x = simulator.simulate(theta.repeat(4, 1), generator=generator(11))
+    assert x["present"].shape == (4, 1000)
+    used = set()
+    for row in range(4):
+        star = {name: values[row : row + 1] for name, values in x.items()}
+        time = star["time"][0].numpy()
+        model = np.zeros(1000)
+        for period, conjunction, logk, secosw, sesinw in orbits:
+            e, w = secosw**2 + sesinw**2, math.atan2(sesinw, secosw)
+            start = radvel.orbit.timetrans_to_timeperi(conjunction, period, e, w)
+            model += radvel.kepler.rv_drive(time, [period, start, e, w, math.exp(logk)], use_c_kepler_solver=False)
+        residual = star["velocity"][0] - torch.from_numpy(model)
+        variance = star["velocity_error"][0].double().square() + 1.3**2
+        expected = 0.0
+        for i in range(3):
+            of = (star["instrument"][0] == i) & (star["present"][0] > 0.5)
+            if int(of.sum()) < 2:  # one point says nothing but its offset
+                continue
+            used.add((row, i))
+            r, v = residual[of], variance[of]
+            normal = torch.distributions.MultivariateNormal(torch.zeros_like(r[1:]), v[1:].diag() + v[0])
+            expected += float(normal.log_prob(r[1:] - r[0]))
+        assert float(simulator.log_likelihood(theta, star)) == pytest.approx(expected, abs=1e-6)
+    assert 4 <= len(used) < 12  # instruments are missing
+    location, scale = simulator.pilot(x)
+    names = [p.name for p in simulator.parameters]
+    for p, orbit in enumerate(orbits, start=1):
+        d = names.index(f"logk{p}")
+        prior = simulator.parameters[d].prior
+        assert prior is not None
+        u = biject_to(prior.support).inv(torch.tensor(orbit[2]).double())
+        assert bool(((location[:, d] - u).abs() < 5 * scale[:, d]).all())
+
+
 def test_too_eccentric_is_impossible() -> None:
     theta = point(*POINT, *JITTERS)
     theta[0, 3] = 0.995
