@@ -21,7 +21,7 @@ from simulators.protocol import Observable
 from simulators.radial_velocity import velocity_observables
 from simulators.strong_lens import StrongLens
 from simulators.supernova_cosmology import SupernovaCosmology
-from simulators.velocity_files import VelocityTable, read_velocity_text
+from simulators.velocity_files import VelocityTable, binned_velocities, read_velocity_text
 
 FOLDER = Path(__file__).resolve().parent
 RADVEL_DATA = Path(sys.prefix) / "radvel_example_data"
@@ -39,6 +39,7 @@ class Star:
     identifier: str
     time_system: str
     reference: str
+    bin_days: float = 0.0
 
 
 STARS = (
@@ -58,6 +59,15 @@ STARS = (
         time_system="BJD",
         reference="Fulton et al. 2016, ApJ 830, 46, https://arxiv.org/abs/1607.00007",
     ),
+    Star(
+        file="164922_fixed.txt",
+        sha256="98b23e3931d202be8a84a576115fdda42ca1229b33f73b9952504e687669879d",
+        output="hd164922_nightly.h5",
+        identifier="HD 164922",
+        time_system="BJD",
+        reference="Fulton et al. 2016, ApJ 830, 46, https://arxiv.org/abs/1607.00007",
+        bin_days=0.5,
+    ),
 )
 
 
@@ -73,7 +83,8 @@ def read_verified(star: Star, folder: Path) -> VelocityTable:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != star.sha256:
         raise ValueError(f"{path}: SHA-256 is {digest}, expected {star.sha256}; install radvel==1.6.7")
-    return read_velocity_text(path)
+    table = read_velocity_text(path)
+    return binned_velocities(table, star.bin_days) if star.bin_days else table
 
 
 def write_star(star: Star, table: VelocityTable, folder: Path) -> Path:
@@ -92,6 +103,10 @@ def write_star(star: Star, table: VelocityTable, folder: Path) -> Path:
         code = Observable("instrument", (len(table),), role="context", label="instrument code")
         observables = (*observables, code)
         arrays["instrument"] = np.array([names.index(n) for n in table.instrument.tolist()])
+        observables = (*observables, Observable("present", (len(table),), role="context", label="present"))
+        arrays["present"] = np.ones(len(table))
+        if star.bin_days:
+            attributes["bin_days"] = f"{star.bin_days:g}"
         attributes["instruments"] = json.dumps({str(number): name for number, name in enumerate(names)})
     path = folder / star.output
     x = {name: torch.from_numpy(values.astype(np.float64))[None, :] for name, values in arrays.items()}

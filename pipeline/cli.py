@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pipeline.commands import data, results, simulations, stages, workflow
+from pipeline.commands import data, proposals, results, simulations, stages, workflow
 from pipeline.errors import InputError, simulator_fault
 
 # Threads of libgomp spin for a few milliseconds when they wait for each other. On a machine that is shared, with
@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for area in (workflow, simulations, stages, results, data):
+for area in (workflow, simulations, proposals, stages, results, data):
     area.register(app)
 
 

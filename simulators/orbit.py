@@ -124,13 +124,13 @@ def declare(
     return Quantity(float(median), len(declared) - 1)
 
 
-def orbit_from_spec(spec: object, position: int, declared: list[Parameter]) -> Orbit:
+def orbit_from_spec(spec: object, position: int, declared: list[Parameter], *, owner: str = "radial_velocity") -> Orbit:
     """One planet's mapping of the config; its free parameters are appended to `declared`.
 
     Raises:
         ValueError: a key is missing or unknown, or a number is outside its domain.
     """
-    what = f"radial_velocity: planet {position}"
+    what = f"{owner}: planet {position}"
     if not isinstance(spec, Mapping):
         raise ValueError(f"{what}: expected a mapping with {', '.join(_PLANET_KEYS[:3])}, got {spec!r}")
     check_keys(spec, _PLANET_KEYS, what)
@@ -144,14 +144,18 @@ def orbit_from_spec(spec: object, position: int, declared: list[Parameter]) -> O
             f"{what}: logk is always free: give a prior such as {{normal: [1.6, 10]}}, got {spec['logk']!r}"
         )
     n = position
-    period = declare(declared, spec["period"], f"per{n}", unit="d", label=f"$P_{{{n}}}$")
+    period = declare(declared, spec["period"], f"per{n}", unit="d", label=f"$P_{{{n}}}$", owner=owner)
     _check_period(period, declared, what)
-    conjunction = declare(declared, spec["conjunction"], f"tc{n}", unit="d", label=f"$T_{{c,{n}}}$")
-    logk = declare(declared, spec["logk"], f"logk{n}", label=rf"$\ln K_{{{n}}}$")
+    conjunction = declare(declared, spec["conjunction"], f"tc{n}", unit="d", label=f"$T_{{c,{n}}}$", owner=owner)
+    logk = declare(declared, spec["logk"], f"logk{n}", label=rf"$\ln K_{{{n}}}$", owner=owner)
     if "secosw" not in spec:
         return Orbit(period, conjunction, logk)
-    secosw = declare(declared, spec["secosw"], f"secosw{n}", label=rf"$\sqrt{{e_{{{n}}}}}\cos\omega_{{{n}}}$")
-    sesinw = declare(declared, spec["sesinw"], f"sesinw{n}", label=rf"$\sqrt{{e_{{{n}}}}}\sin\omega_{{{n}}}$")
+    secosw = declare(
+        declared, spec["secosw"], f"secosw{n}", label=rf"$\sqrt{{e_{{{n}}}}}\cos\omega_{{{n}}}$", owner=owner
+    )
+    sesinw = declare(
+        declared, spec["sesinw"], f"sesinw{n}", label=rf"$\sqrt{{e_{{{n}}}}}\sin\omega_{{{n}}}$", owner=owner
+    )
     eccentricity = secosw.value**2 + sesinw.value**2
     if secosw.index is None and sesinw.index is None and eccentricity >= MAX_ECCENTRICITY:
         raise ValueError(f"{what}: secosw^2 + sesinw^2 = e must be below {MAX_ECCENTRICITY}, got {eccentricity:g}")

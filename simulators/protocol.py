@@ -95,6 +95,32 @@ class Observable:
         check_unit(self.unit, f"observable {self.name!r}")
 
 
+@dataclass(frozen=True)
+class PredictiveView:
+    """Data against K posterior draws of the noise-free model, as a field draws it: folded at a period, say.
+
+    Attributes:
+        name: short, of the figure.
+        abscissa_label, data_label: with unit in brackets.
+        abscissa, observed, error: (M,) each.
+        grid: increasing, (G,).
+        curves: (K, G).
+        scale: of the abscissa.
+        bins: weighted means of the data in so many bins of the abscissa are drawn too; 0: none.
+    """
+
+    name: str
+    abscissa_label: str
+    data_label: str
+    abscissa: Tensor
+    observed: Tensor
+    error: Tensor
+    grid: Tensor
+    curves: Tensor
+    scale: Literal["linear", "log"] = "linear"
+    bins: int = 0
+
+
 @runtime_checkable
 class Simulator(Protocol):
     """The contract between a physics model and the pipeline.
@@ -121,6 +147,8 @@ class Simulator(Protocol):
       with a prior on the simplex both are (N, D - 1).
     - `model_curve(theta, x, grid) -> Tensor`: noise-free prediction of the first data observable for
       ONE observation: theta (K, D), x of one row, grid (G,) of its abscissa, gives (K, G).
+    - `predictive_views(theta, x) -> list[PredictiveView]`: the figures in which data and posterior of ONE observation are
+      customarily shown, theta (K, D); the report draws them in place of one figure over the abscissa.
     - `simulate_with_reasons(theta, context, *, generator) -> tuple[Data, dict[int, Failure]]`: `simulate`, and why
       some rows failed, where that is known (`simulators.per_draw`, `simulators.external_program`). A failed
       simulation is a row with NaN, with or without a reason.

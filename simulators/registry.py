@@ -17,6 +17,7 @@ from simulators.protocol import Simulator
 BUILT_IN: dict[str, str] = {
     "linear_gaussian": "simulators.linear_gaussian:LinearGaussian",
     "radial_velocity": "simulators.radial_velocity:RadialVelocity",
+    "multi_instrument_velocity": "simulators.multi_instrument_velocity:MultiInstrumentVelocity",
     "supernova_cosmology": "simulators.supernova_cosmology:SupernovaCosmology",
     "strong_lens": "simulators.strong_lens:StrongLens",
     "two_moons": "simulators.benchmark.two_moons:TwoMoons",

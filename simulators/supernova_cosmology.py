@@ -23,7 +23,7 @@ from simulators.gauss_newton import PosteriorFit, fit_posterior
 from simulators.observing_design import check_keys, number
 from simulators.orbit import Quantity, declare
 from simulators.priors import PriorSpec
-from simulators.protocol import Data, Observable, Parameter
+from simulators.protocol import Data, Observable, Parameter, PredictiveView
 from simulators.supernova_design import survey_design
 from simulators.supernova_files import read_supernovae
 from simulators.supernova_noise import (
@@ -250,6 +250,22 @@ class SupernovaCosmology:
         survey = _Survey(x, symmetric=False)
         residual = survey.whiten(survey.magnitude - _grid(x).modulus(cosmology)[0])
         return (curve + survey.along_unit(residual) + survey.center)[:, 0].to(theta.dtype)
+
+    def predictive_views(self, theta: Tensor, x: Mapping[str, Tensor]) -> list[PredictiveView]:
+        """The Hubble diagram, from half the first redshift to 1.2 times the last.
+
+        Args:
+            theta: draws of the posterior of one survey, (K, D).
+            x: one row.
+        """
+        there = x["present"][0] > 0.5
+        redshift, magnitude = (x[name][0].double()[there] for name in ("redshift", "magnitude"))
+        error = x["covariance"][0].double().diagonal().sqrt()[there]
+        ends = torch.stack([0.5 * redshift.min(), 1.2 * redshift.max()])
+        grid = torch.logspace(*ends.log10().tolist(), 300, dtype=torch.float64)
+        curves = self.model_curve(theta.double(), x, grid)
+        labels = ("redshift", "magnitude [mag]")
+        return [PredictiveView("Hubble diagram", *labels, redshift, magnitude, error, grid, curves, "log")]
 
     # ------------------------------------------------------------ inputs of the network
 

@@ -1,10 +1,11 @@
-"""Observed radial velocities from files: radvel's CSV and whitespace tables, and the project's HDF5."""
+"""Observed radial velocities from files: radvel's CSV and whitespace tables, ECSV, and the project's HDF5."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def read_velocity_table(path: Path | str, *, instrument: str | None = None) -> V
     """Read the velocities (m/s) of one star and one instrument.
 
     Args:
-        path: `.h5`/`.hdf5` in the project's layout, or a text table, comma or blank separated, whose
+        path: `.h5`/`.hdf5` in the project's layout, or a text table, comma or blank separated or ECSV, whose
             header names the columns `t` or `time`, `vel` or `mnvel`, `errvel`, and perhaps `tel`.
         instrument: which one to keep; needed where the file has several.
 
@@ -54,10 +55,28 @@ def read_velocity_table(path: Path | str, *, instrument: str | None = None) -> V
             instruments and none selected.
     """
     path = Path(path)
+    return _checked(_select(_read(path), instrument, path), path)
+
+
+def read_all_velocities(path: Path | str) -> VelocityTable:
+    """Read the velocities (m/s) of one star, of every instrument; see `read_velocity_table`.
+
+    Raises:
+        ValueError: no such file, a missing column, or values that are no observation.
+    """
+    path = Path(path)
+    return _checked(_read(path), path)
+
+
+def _read(path: Path) -> VelocityTable:
+    """HDF5 or text, all instruments, unchecked."""
     if not path.is_file():
         raise ValueError(f"radial_velocity: no file {path}")
-    is_hdf5 = path.suffix in (".h5", ".hdf5")
-    table = _select(_read_hdf5(path) if is_hdf5 else read_velocity_text(path), instrument, path)
+    return _read_hdf5(path) if path.suffix in (".h5", ".hdf5") else read_velocity_text(path)
+
+
+def _checked(table: VelocityTable, path: Path) -> VelocityTable:
+    """The table, if it has rows, and its numbers are finite and its errors positive."""
     if len(table) == 0:
         raise ValueError(f"{path}: has no rows")
     for name in UNITS:
@@ -69,30 +88,66 @@ def read_velocity_table(path: Path | str, *, instrument: str | None = None) -> V
     return table
 
 
+def binned_velocities(table: VelocityTable, width_days: float) -> VelocityTable:
+    r"""Means over a night: velocities of one instrument within `width_days` of the first of them.
+
+    Weights are $1/err^2$, and the error of a mean is $(\sum 1/err^2)^{-1/2}$. Noise of the star within a night, shared by its
+    exposures, is then counted once. As radvel's `bintels` (Fulton et al. 2018) does it, instruments in order of appearance.
+
+    >>> one = VelocityTable(np.array([0.0, 0.1]), np.array([1.0, 3.0]), np.array([1.0, 1.0]), np.array(["k", "k"]))
+    >>> float(binned_velocities(one, 0.5).velocity[0])
+    2.0
+    """
+    rows: list[tuple[float, float, float, str]] = []
+    for name in dict.fromkeys(table.instrument.tolist()):
+        of_it = np.flatnonzero(table.instrument == name)
+        of_it = of_it[np.argsort(table.time[of_it], kind="stable")]
+        time, velocity, error = table.time[of_it], table.velocity[of_it], table.velocity_error[of_it]
+        start = 0
+        while start < len(of_it):
+            stop = int(np.searchsorted(time, time[start] + width_days))
+            weight = 1 / error[start:stop] ** 2
+            at, mean = (float(np.average(v[start:stop], weights=weight)) for v in (time, velocity))
+            rows.append((at, mean, float(weight.sum() ** -0.5), name))
+            start = stop
+    times, velocities, errors, names = zip(*rows, strict=True)
+    return VelocityTable(np.array(times), np.array(velocities), np.array(errors), np.array(names))
+
+
 def read_velocity_text(path: Path) -> VelocityTable:
-    """A text table with one header line, all instruments, through astropy.
+    """A text table with one header line, or ECSV with its units, all instruments, through astropy.
+
+    Columns that name no unit are in d and m/s. A number that is missing is NaN.
 
     Raises:
-        ValueError: unreadable, or a column is missing.
+        ValueError: unreadable, a column is missing, or a unit is not one of time or velocity.
     """
     from astropy.table import Table
 
     with path.open(encoding="utf-8") as file:
         header = file.readline()
+    kind = "ascii.ecsv" if header.startswith("# %ECSV") else "ascii.csv" if "," in header else "ascii.basic"
     try:
-        rows = Table.read(path, format="ascii.csv" if "," in header else "ascii.basic")
+        rows = Table.read(path, format=kind)
     except Exception as error:  # astropy raises several kinds; each becomes one readable line
         raise ValueError(f"{path}: not a table that astropy reads: {str(error).splitlines()[0]}") from None
     found = {name: next((a for a in aliases if a in rows.colnames), None) for name, aliases in COLUMNS.items()}
     for name in UNITS:
         if found[name] is None:
             raise ValueError(f"{path}: no column {' or '.join(COLUMNS[name])}; it has {', '.join(rows.colnames)}")
-    try:
-        time, velocity, error = (np.asarray(rows[found[name]], dtype=np.float64) for name in UNITS)
-    except ValueError as problem:
-        raise ValueError(f"{path}: expected numbers ({problem})") from None
+    time, velocity, error = (_numbers(rows[found[name]], UNITS[name], f"{path}: {found[name]}") for name in UNITS)
     names = np.full(len(time), "") if found["instrument"] is None else np.asarray(rows[found["instrument"]]).astype(str)
     return VelocityTable(time, velocity, error, names)
+
+
+def _numbers(column: Any, unit: str, what: str) -> np.ndarray:
+    """A column in `unit`, float64; NaN where a number is missing."""
+    try:
+        values = np.ma.filled(np.ma.asarray(column, dtype=np.float64), np.nan)
+    except (TypeError, ValueError) as problem:
+        raise ValueError(f"{what}: expected numbers ({problem})") from None
+    given = getattr(column, "unit", None)
+    return values if given is None else values * conversion_factor(str(given), unit, what)
 
 
 def _read_hdf5(path: Path) -> VelocityTable:

@@ -122,7 +122,10 @@ def _figures_of(run: Run, inference: InferenceFile, compare: Path | None, n: int
     sets += [DrawSet(name, draws) for name, draws in _baseline_draws(compare, identifier).items()]
     corner = plot_corner(sets, [axis_label(p.label or p.name, p.unit) for p in run.simulator.parameters])
     figures = []
-    predictive = _predictive_figure(run, delivered, n)
+    views = _predictive_views(run, delivered, n)
+    for name, figure in views.items():
+        figures.append(ReportFigure("predictive", f"{identifier}: {name}", figure))
+    predictive = None if views else _predictive_figure(run, delivered, n)
     if predictive is not None:
         figures.append(ReportFigure("predictive", f"{identifier}: data and posterior predictive", predictive))
     figures.append(ReportFigure("corner", f"{identifier}: posterior", corner))
@@ -141,13 +144,41 @@ def _baseline_draws(path: Path | None, identifier: str) -> dict[str, Array]:
         return {name: np.asarray(side["draws"]) for name, side in group.items()}
 
 
+def _predictive_views(run: Run, theta: Array, n: int) -> dict[str, Any]:
+    """The figures that the simulator itself declares, by name; none where it declares none."""
+    views = getattr(run.simulator, "predictive_views", None)
+    if not callable(views):
+        return {}
+    x = one_row(inferred_observation(run, run.output("infer")).x, n)
+    declared: Any = views(_spread(theta), x)
+    return {
+        view.name: plot_predictive(
+            view.abscissa.numpy(),
+            view.observed.numpy(),
+            error=view.error.numpy(),
+            grid=view.grid.numpy(),
+            curves=view.curves.numpy(),
+            abscissa_label=view.abscissa_label,
+            data_label=view.data_label,
+            logarithmic=view.scale == "log",
+            bins=view.bins,
+        )
+        for view in declared
+    }
+
+
+def _spread(theta: Array) -> torch.Tensor:
+    """At most `CURVES` draws."""
+    return torch.from_numpy(theta[np.linspace(0, len(theta) - 1, min(CURVES, len(theta))).astype(int)])
+
+
 def _predictive_figure(run: Run, theta: Array, n: int) -> Any:
     """The first data observable, if it is one-dimensional: observed, replicated, and the model curve."""
     observable = data_observables(run.simulator)[0]
     if len(observable.shape) != 1:
         return None
     x = one_row(inferred_observation(run, run.output("infer")).x, n)
-    draws = torch.from_numpy(theta[np.linspace(0, len(theta) - 1, min(CURVES, len(theta))).astype(int)])
+    draws = _spread(theta)
     context = {k: v.expand(len(draws), *v.shape[1:]) for k, v in context_of(run.simulator, x).items()}
     stream = generator(run.case.seed, "report-predictive", n)
     replicated = run.simulator.simulate(draws, context or None, generator=stream)[observable.name]

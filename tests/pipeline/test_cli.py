@@ -281,6 +281,7 @@ def test_help_is_quick_and_has_an_example(tmp_path: Path) -> None:
         "export",
         "evidence",
         "plot",
+        "propose",
         "simulators",
         "schema",
         "fetch",

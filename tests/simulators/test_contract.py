@@ -17,6 +17,15 @@ from tests.simulators.fermi.synthetic_sky import write_synthetic_sky
 PLANET = {"period": 20.885258, "conjunction": 2072.79438, "logk": {"normal": [1.6, 1]}}
 ECCENTRIC = {"secosw": {"uniform": [-0.6, 0.6]}, "sesinw": {"uniform": [-0.6, 0.6]}}
 VELOCITIES = {"jit": {"normal": [1.1, 0.5]}, "design": {"points": 12, "baseline": 90, "start": 2364, "error": 1.7}}
+FREE = {"period": {"uniform": [15, 30]}, "conjunction": {"uniform": [2360, 2375]}, "logk": {"normal": [1.6, 1]}}
+SEVERAL = {
+    "planets": [FREE | ECCENTRIC, FREE | {"period": {"uniform": [3, 7]}}],
+    "jit": {"a": {"uniform": [0.1, 5]}, "b": {"uniform": [0.1, 5]}},
+    "dvdt": {"normal": [0, 0.1]},
+    "reference_epoch": 2400,
+    "design": {"points": [25, 40], "baseline": 90, "start": 2364, "error": [1, 2]},
+    "instruments": ["a", "b"],
+}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "linear_gaussian": ("linear_gaussian", {"dimension": 3, "size": 5}),
@@ -29,6 +38,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "radial_velocity",
         VELOCITIES | {"planets": [PLANET, PLANET | {"period": {"log_normal": [2, 0.1]}}], "jit": {"uniform": [0, 5]}},
     ),
+    "multi_instrument_velocity": ("multi_instrument_velocity", SEVERAL),
+    "multi_instrument_velocity_points": ("multi_instrument_velocity", SEVERAL | {"inputs": "points"}),
     "supernovae_lcdm": ("supernova_cosmology", {"count": 12}),
     "supernovae_curved": ("supernova_cosmology", {"count": 12, "model": "open_lcdm", "design": {"missing": 0.2}}),
     "supernovae_w0wa_student": (

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from simulators.velocity_files import read_velocity_table
+from simulators.velocity_files import binned_velocities, read_all_velocities, read_velocity_table
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 RADVEL_DATA = Path(sys.prefix) / "radvel_example_data"
@@ -46,6 +47,36 @@ def test_columns_come_in_any_order_under_either_name(tmp_path: Path) -> None:
         assert table.velocity_error.tolist() == [0.5, 0.6]
     assert blank.instrument.tolist() == ["k", "k"]
     assert len(comma) == 2
+
+
+def write_ecsv(path: Path, *, velocity: str = "km / s", time: str = "d") -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from astropy.table import Table
+    table = Table({"t": [1.0, 2.0], "vel": [0.0025, -0.0015], "errvel": [0.0005, 0.0006], "tel": ["k", "j"]})
+    for name, unit in (("t", time), ("vel", velocity), ("errvel", velocity)):
+        table[name].unit = unit
+    table.write(path, format="ascii.ecsv")
+    return path
+
+
+@pytest.mark.parametrize("name", ["star.ecsv", "star.txt"])
+def test_the_units_of_ecsv_count(tmp_path: Path, name: str) -> None:
+    table = read_all_velocities(write_ecsv(tmp_path / name, time="h"))
+    np.testing.assert_allclose(table.time, [1 / 24, 2 / 24], rtol=1e-14)
+    np.testing.assert_allclose(table.velocity, [2.5, -1.5], rtol=1e-14)
+    np.testing.assert_allclose(table.velocity_error, [0.5, 0.6], rtol=1e-14)
+    assert table.instrument.tolist() == ["k", "j"]
+
+
+def test_a_unit_of_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"star.ecsv: vel: .*mag"):
+        read_all_velocities(write_ecsv(tmp_path / "star.ecsv", velocity="mag"))
+
+
+def test_a_number_that_is_missing_is_not_made_up(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"velocity has 1 values that are not finite"):
+        read_all_velocities(write(tmp_path / "gap.csv", TABLE.replace("2.5", "")))
 
 
 def test_several_instruments_need_a_choice(tmp_path: Path) -> None:
@@ -113,3 +144,16 @@ def test_shipped_data_are_those_of_radvels_wheel(ours: str, original: str, point
         np.testing.assert_array_equal(shipped.time, source.time)
         np.testing.assert_array_equal(shipped.velocity, source.velocity)
         np.testing.assert_allclose(shipped.velocity_error, source.velocity_error, rtol=6e-8)  # float32 in the file
+
+
+def test_nightly_means_are_radvels() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        radvel = pytest.importorskip("radvel", reason="radvel is the oracle of nightly means")
+    table = read_all_velocities(DATA / "hd164922.h5")
+    expected = radvel.utils.bintels(table.time, table.velocity, table.velocity_error, table.instrument, binsize=0.5)
+    binned = binned_velocities(table, 0.5)
+    assert len(binned) == 241
+    for got, wanted in zip((binned.time, binned.velocity, binned.velocity_error), expected, strict=False):
+        assert np.abs(got - wanted).max() < 1e-9 * np.abs(wanted).max()
+    assert binned.instrument.tolist() == list(expected[3])

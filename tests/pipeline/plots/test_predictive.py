@@ -46,6 +46,23 @@ def test_a_logarithmic_abscissa():
     assert np.abs(residual).max() < 0.05  # 0.1 / sqrt(200) times five
 
 
+def test_without_replicated_data_the_band_of_the_model_is_among_the_residuals():
+    figure = plot_predictive(TIME, OBSERVED, grid=GRID, curves=CURVES)
+    wide = figure.axes[1].collections[0].get_datalim(figure.axes[1].transData)
+    assert wide.ymin == pytest.approx(np.quantile(CURVES[:, -1], 0.025) - np.median(CURVES[:, -1]))
+    other = plot_predictive(TIME, OBSERVED, grid=GRID, curves=CURVES, replicated=REPLICATED)
+    assert len(other.axes[1].collections) == len(figure.axes[1].collections)  # bars of what is simulated anew instead
+
+
+def test_means_in_bins_are_weighted():
+    x, y, error = np.array([0.0, 0.1, 1.0]), np.array([1.0, 4.0, 7.0]), np.array([1.0, 2.0, 1.0])
+    figure = plot_predictive(x, y, error=error, grid=GRID, curves=CURVES, bins=2)
+    means = figure.axes[0].get_lines()[2]  # after the median and the data
+    np.testing.assert_allclose(means.get_xdata(), [0.02, 1.0])
+    np.testing.assert_allclose(means.get_ydata(), [1.6, 7.0])
+    assert "mean" in [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+
+
 @pytest.mark.parametrize("size", [20, 100])
 def test_replicated_data_alone_are_enough(size):
     time = np.linspace(0, 1, size)
