@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-SOFTENING_ARCSEC = 1e-3
-"""Core of the Sersic profile: a pixel's centre may fall on its cusp."""
+SOFTENING_ARCSEC = 1e-4
+"""Core of the Sersic profile: a pixel's centre may fall on its cusp. 1e-3 took up to 6 % off the brightest pixel of cuspy sources."""
 TINY = 1e-12
 
 

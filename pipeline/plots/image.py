@@ -21,7 +21,7 @@ def plot_image(
     models: Array,
     *,
     error: Array,
-    used: Array,
+    used: NDArray[np.bool_],
     side: float,
     side_label: str = "pixel",
     data_label: str = "data",
