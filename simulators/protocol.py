@@ -121,6 +121,25 @@ class PredictiveView:
     bins: int = 0
 
 
+@dataclass(frozen=True)
+class ImageView:
+    """One observed image beside the noise-free images of K posterior draws.
+
+    Attributes:
+        observed, error: of H x W pixels, (H, W); 1-sigma errors.
+        models: (K, H, W).
+        used: whether a pixel is compared, (H, W).
+        side: of a pixel, in `side_unit`.
+    """
+
+    observed: Tensor
+    error: Tensor
+    models: Tensor
+    used: Tensor
+    side: float
+    side_unit: str
+
+
 @runtime_checkable
 class Simulator(Protocol):
     """The contract between a physics model and the pipeline.
@@ -149,6 +168,7 @@ class Simulator(Protocol):
       ONE observation: theta (K, D), x of one row, grid (G,) of its abscissa, gives (K, G).
     - `predictive_views(theta, x) -> list[PredictiveView]`: the figures in which data and posterior of ONE observation are
       customarily shown, theta (K, D); the report draws them in place of one figure over the abscissa.
+    - `image_view(theta, x) -> ImageView`: the same where the first data observable is an image, theta (K, D).
     - `simulate_with_reasons(theta, context, *, generator) -> tuple[Data, dict[int, Failure]]`: `simulate`, and why
       some rows failed, where that is known (`simulators.per_draw`, `simulators.external_program`). A failed
       simulation is a row with NaN, with or without a reason.

@@ -15,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from simulators.lens_image import PixelGrid, convolved, gaussian_psf, sersic, source_plane
 from simulators.priors import PriorSpec, distribution_from_spec
-from simulators.protocol import Data, Observable, Parameter
+from simulators.protocol import Data, ImageView, Observable, Parameter
 
-BLOCK = 256
-"""Images computed at once: 14 MB an array at 117 native pixels a side."""
+BLOCK = 64
+"""Images computed at once: 4 MB an array at 117 native pixels a side, some 50 arrays where gradients are wanted."""
 PSF_SIZE = 25
 PRIORS: dict[str, tuple[PriorSpec, str, str]] = {
     # the lens lies under its light, which was subtracted about the centre of the image
@@ -139,8 +139,9 @@ class StrongLens:
 
     def _in_blocks(self, theta: Tensor) -> Tensor:
         """`model_image` of many draws: memory is that of one block, also where gradients are wanted."""
+        again = theta.requires_grad and len(theta) > BLOCK
         parts = [
-            checkpoint(self.model_image, part, use_reentrant=False) if part.requires_grad else self.model_image(part)
+            checkpoint(self.model_image, part, use_reentrant=False) if again else self.model_image(part)
             for part in theta.split(BLOCK)
         ]
         return torch.cat([p for p in parts if isinstance(p, Tensor)])
@@ -181,6 +182,17 @@ class StrongLens:
         """asinh of the signal-to-noise ratio of each pixel, 0 where masked, (N, P * P)."""
         used = x["mask"] > 0
         return torch.where(used, torch.asinh(x["image"] / torch.where(used, x["noise"], 1.0)), 0.0).flatten(1)
+
+    def image_view(self, theta: Tensor, x: Mapping[str, Tensor]) -> ImageView:
+        """Image and models of one observation, theta (K, 14)."""
+        return ImageView(
+            observed=x["image"][0],
+            error=x["noise"][0],
+            models=self._in_blocks(theta.detach()),
+            used=x["mask"][0] > 0,
+            side=self.grid.pixel_arcsec,
+            side_unit="arcsec",
+        )
 
     def read_observation(self, path: Path | str) -> tuple[Data, list[str]]:
         """One image, cut about its centre and binned; its identifier is the file's stem.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.plots.catalogue import plot_catalogue, verdict_counts
 from pipeline.plots.corner import DrawSet, plot_corner
+from pipeline.plots.image import plot_image
 from pipeline.plots.predictive import plot_predictive
 from pipeline.plots.report_content import ObservationReport, ParameterRow, ReportFigure
 from pipeline.plots.style import axis_label
@@ -23,7 +24,7 @@ from pipeline.stages.plot import catalogue_of_file, relative_weight
 from pipeline.stages.run import Run
 from pipeline.store import open_hdf5
 from pipeline.tables.inference_reader import InferenceFile, open_inference
-from simulators.protocol import Data, Observable, context_of, data_observables
+from simulators.protocol import Data, ImageView, Observable, context_of, data_observables
 
 MOST_LISTED = 20
 """Observations of which a page says everything; a longer catalogue shows as many that most need a look."""
@@ -173,12 +174,15 @@ def _spread(theta: Array) -> torch.Tensor:
 
 
 def _predictive_figure(run: Run, theta: Array, n: int) -> Any:
-    """The first data observable, if it is one-dimensional: observed, replicated, and the model curve."""
+    """The first data observable: an image beside its model, or numbers in a row: observed, replicated, the model curve."""
     observable = data_observables(run.simulator)[0]
-    if len(observable.shape) != 1:
+    shows_image = callable(getattr(run.simulator, "image_view", None))
+    if len(observable.shape) != 1 and not shows_image:
         return None
     x = one_row(inferred_observation(run, run.output("infer")).x, n)
     draws = _spread(theta)
+    if shows_image:
+        return image_figure(run.simulator, draws, x)
     context = {k: v.expand(len(draws), *v.shape[1:]) for k, v in context_of(run.simulator, x).items()}
     stream = generator(run.case.seed, "report-predictive", n)
     replicated = run.simulator.simulate(draws, context or None, generator=stream)[observable.name]
@@ -206,6 +210,21 @@ def _predictive_figure(run: Run, theta: Array, n: int) -> Any:
         abscissa_label=axis_label(axis.label or axis.name, axis.unit) if axis else "data point",
         data_label=axis_label(observable.label or observable.name, observable.unit),
         **arguments,
+    )
+
+
+def image_figure(simulator: Any, theta: torch.Tensor, x: Data) -> Any:
+    """Image, posterior mean model and residual of one observation, theta (K, D)."""
+    view: ImageView = simulator.image_view(theta, x)
+    observable = data_observables(simulator)[0]
+    return plot_image(
+        view.observed.double().numpy(),
+        view.models.double().numpy(),
+        error=view.error.double().numpy(),
+        used=view.used.numpy(),
+        side=view.side,
+        side_label=view.side_unit,
+        data_label=axis_label(observable.label or observable.name, observable.unit),
     )
 
 
