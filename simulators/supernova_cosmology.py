@@ -261,8 +261,8 @@ class SupernovaCosmology:
         there = x["present"][0] > 0.5
         redshift, magnitude = (x[name][0].double()[there] for name in ("redshift", "magnitude"))
         error = x["covariance"][0].double().diagonal().sqrt()[there]
-        ends = torch.stack([0.5 * redshift.min(), 1.2 * redshift.max()])
-        grid = torch.logspace(*ends.log10().tolist(), 300, dtype=torch.float64)
+        first, last = 0.5 * float(redshift.min()), 1.2 * float(redshift.max())
+        grid = torch.logspace(math.log10(first), math.log10(last), 300, dtype=torch.float64)
         curves = self.model_curve(theta.double(), x, grid)
         labels = ("redshift", "magnitude [mag]")
         return [PredictiveView("Hubble diagram", *labels, redshift, magnitude, error, grid, curves, "log")]

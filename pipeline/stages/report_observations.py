@@ -123,7 +123,7 @@ def _figures_of(run: Run, inference: InferenceFile, compare: Path | None, n: int
     sets += [DrawSet(name, draws) for name, draws in _baseline_draws(compare, identifier).items()]
     corner = plot_corner(sets, [axis_label(p.label or p.name, p.unit) for p in run.simulator.parameters])
     figures = []
-    views = _predictive_views(run, delivered, n)
+    views = predictive_views(run, delivered, n)
     for name, figure in views.items():
         figures.append(ReportFigure("predictive", f"{identifier}: {name}", figure))
     predictive = None if views else _predictive_figure(run, delivered, n)
@@ -145,7 +145,7 @@ def _baseline_draws(path: Path | None, identifier: str) -> dict[str, Array]:
         return {name: np.asarray(side["draws"]) for name, side in group.items()}
 
 
-def _predictive_views(run: Run, theta: Array, n: int) -> dict[str, Any]:
+def predictive_views(run: Run, theta: Array, n: int) -> dict[str, Any]:
     """The figures that the simulator itself declares, by name; none where it declares none."""
     views = getattr(run.simulator, "predictive_views", None)
     if not callable(views):

@@ -15,7 +15,7 @@ from benchmarks.supernova_grid import grid_posterior
 from pipeline.config import load_case
 from pipeline.diagnostics.c2st import c2st
 from pipeline.stages.infer import infer
-from pipeline.stages.report_observations import _error_bars, _predictive_views
+from pipeline.stages.report_observations import _error_bars, predictive_views
 from pipeline.stages.run import Run
 from pipeline.stages.simulate import simulate
 from pipeline.stages.train import train
@@ -72,7 +72,7 @@ def test_a_folder_is_an_observation_and_a_change_in_it_is_seen(run: Run) -> None
 
 
 def test_the_hubble_diagram_has_the_supernovae_that_are_there(run: Run) -> None:
-    views = _predictive_views(run, np.full((300, 1), 0.3), 0)
+    views = predictive_views(run, np.full((300, 1), 0.3), 0)
     assert list(views) == ["Hubble diagram"]
     top, bottom = views["Hubble diagram"].axes
     assert top.get_xscale() == "log"
