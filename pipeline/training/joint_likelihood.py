@@ -9,9 +9,10 @@ Means without a mark are over simulated pairs (theta, x), s = s(x). With entropi
 
 and equal if and only if every p_e is p(s|theta) and q is p(theta|s): the first two terms miss their entropies by a KL divergence
 each; the third is below the mean of log p_e(s), the evidence under p_e, by KL(q, posterior of p_e), and that mean below -H(s) by
-another. Nothing is at its best but the truth, whatever a > 0 and b >= 0: the third term alone would not know theta from any other latent
+another. The truth is the one optimum, whatever a > 0 and b >= 0; the third term alone would not know theta from any other latent
 (Kingma et al. 2014, Semi-supervised learning with deep generative models, https://arxiv.org/abs/1406.5298, has the same
-three terms). That holds for theta from the prior: for x from a proposal the last step would pull p_e(s) away from the truth, and settings refuse it.
+three terms). All this is for theta from the prior: x from a proposal would pull p_e(s) towards the proposal's, and settings
+refuse it.
 """
 
 from __future__ import annotations

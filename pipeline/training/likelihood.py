@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.estimators.likelihood import LikelihoodNetwork, LikelihoodShape, context_numbers, mixture
-from pipeline.estimators.network import PosteriorNetwork
+from pipeline.estimators.network import NetworkInput, PosteriorNetwork
 from pipeline.estimators.summary import (
     Summary,
     SummaryShape,
@@ -123,10 +123,9 @@ class Learner:
             raise InputError("likelihood.joint: needs the posterior network that stage train builds")
         sets = []
         for numbers, data in ((training, self.training), (watched, self.watched)):
-            reads = data
-            if network.summary.compresses:  # q then reads what p~ knows
-                reads = replace(data, inputs=_in_blocks_of_inputs(network, numbers, data))
-            sets.append(JointData(reads, numbers.theta, numbers.s, numbers.context))
+            compressed = network.summary.compresses  # q then reads what p~ knows
+            inputs = _in_blocks_of_inputs(network, numbers, data) if compressed else data.inputs
+            sets.append(JointData(_read(data, inputs), numbers.theta, numbers.s, numbers.context))
         build = self.posterior
         posterior = self._seeded("joint-initial", lambda: build(network, sets[0].rows.inputs.features.shape[1]))
         posterior.standardize(self.training.theta, sets[0].rows.inputs)
@@ -171,10 +170,11 @@ class Learner:
         """Forward KL through the embedding: its flow is left behind, what it read stays."""
         network = self._seeded("likelihood-embedding", lambda: self._posterior_network(summary))
         network.standardize(self.training.theta, self.training.inputs)
+        training, watched = (_read(data, data.inputs) for data in (self.training, self.watched))
         fitted = fit(
             network,
-            lambda n, rows, _: _forward_kl(n, self.training.rows(rows)),
-            lambda n: float(-_forward_kl(n, self.watched)),
+            lambda n, rows, _: _forward_kl(n, training.rows(rows)),
+            lambda n: float(-_forward_kl(n, watched)),
             rows=len(self.training),
             settings=self.settings,
             seed=self.seed,
@@ -293,6 +293,11 @@ class Learner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(self.seed, purpose))
             return build().to(self.device)
+
+
+def _read(data: TrainingSet, inputs: NetworkInput) -> TrainingSet:
+    """Simulations without x, of which batches then need no copy."""
+    return replace(data, x={}, inputs=inputs)
 
 
 def _forward_kl(network: Any, rows: TrainingSet) -> Tensor:
