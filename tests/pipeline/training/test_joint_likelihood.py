@@ -32,9 +32,8 @@ def untrained(network: WithLearnedLikelihood, features: int) -> PosteriorNetwork
 
 @cache
 def learned(elbo_weight: float) -> Learned:
-    settings = LikelihoodSettings(
-        **(SETTINGS | {"steps": 200}), joint=JointSettings(enabled=True, elbo_weight=elbo_weight)
-    )
+    joint = JointSettings(enabled=True, elbo_weight=elbo_weight)
+    settings = LikelihoodSettings(**SETTINGS, joint=joint).model_copy(update={"steps": 200})
     learner = Learner(
         SIMULATOR,
         settings,
