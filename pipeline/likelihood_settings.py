@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.network_settings import EmbeddingSettings, FlowSettings, Positive, PositiveFloat, Settings
 
@@ -45,6 +45,19 @@ class LikelihoodGuardSettings(Settings):
     )
 
 
+class JointSettings(Settings):
+    """Likelihood and posterior trained together (`training/joint_likelihood.py`); stage `train` goes on from that posterior."""
+
+    enabled: bool = Field(
+        default=False, description="true: one optimiser for all members and q, then stage train; false: in turn"
+    )
+    posterior_weight: PositiveFloat = Field(default=1.0, description="of <log q(theta given x)> of the true theta")
+    elbo_weight: Annotated[float, Field(ge=0)] = Field(
+        default=0.1, description="of the ELBO of q under the members, which teaches both"
+    )
+    draws: Positive = Field(default=1, description="of q for each simulation of a step, for the ELBO")
+
+
 class LikelihoodSettings(Settings):
     """Stage `likelihood`: an ensemble of conditional flows p(s given theta, context), by maximum likelihood."""
 
@@ -61,6 +74,7 @@ class LikelihoodSettings(Settings):
     context: Positive = Field(default=32, description="numbers to which observing conditions are embedded")
     summary: SummarySettings = SummarySettings()
     guard: LikelihoodGuardSettings = LikelihoodGuardSettings()
+    joint: JointSettings = JointSettings()
     dequantize: Positive = Field(
         default=8,
         description="whole numbers get uniform noise in training; their likelihood is the mean density at so many points of the unit cell",
@@ -74,3 +88,9 @@ class LikelihoodSettings(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = Field(default=1e-4, description="of AdamW")
     check_every: Positive = Field(default=200, description="steps between evaluations on held-out simulations")
     patience: Positive = Field(default=8, description="evaluations without improvement after which a network is done")
+
+    @model_validator(mode="after")
+    def _joint_of_own_flows(self) -> LikelihoodSettings:
+        if self.joint.enabled and self.estimator != "flow":
+            raise ValueError(f"likelihood.joint: {self.estimator} trains its network by itself; set estimator: flow")
+        return self

@@ -362,6 +362,14 @@ class CaseSettings(Settings):
         default=ResourcesSettings(), description="cores, memory, GPUs and time of each stage on a cluster"
     )
 
+    @model_validator(mode="after")
+    def _joint_from_the_prior(self) -> CaseSettings:
+        if self.likelihood.joint.enabled and (self.rounds > 1 or self.simulate.proposal):
+            raise ValueError(
+                "likelihood.joint: its bound holds for theta from the prior; set rounds: 1 and leave simulate.proposal out"
+            )
+        return self
+
     def dump(self, *include: str) -> dict[str, Any]:
         """Plain JSON values, by the names used in YAML; `include` keeps only those blocks.
 

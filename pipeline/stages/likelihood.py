@@ -14,6 +14,7 @@ from pipeline.diagnostics.calibration import Calibration, calibrate
 from pipeline.errors import InputError
 from pipeline.estimators.learned_likelihood import WithLearnedLikelihood, likelihood_from, model_header, summary_from
 from pipeline.estimators.likelihood import SUMMARY, LikelihoodNetwork
+from pipeline.estimators.posterior import new_network
 from pipeline.estimators.summary import Summary, chosen_kind, kind_words, numbers_of
 from pipeline.progress import console, progress_bar
 from pipeline.rng import generator
@@ -33,6 +34,8 @@ WATCHED = 2_000
 TESTED, DRAWS = 1_000, 200
 """Held-out simulations whose s is ranked among draws of the ensemble given their theta, and such draws."""
 DIAGNOSTICS = "diagnostics"
+JOINT = "joint."
+"""Of tensors of a posterior that was trained with the likelihood."""
 
 
 def likelihood(run: Run) -> Path:
@@ -43,7 +46,10 @@ def likelihood(run: Run) -> Path:
         )
     inputs = run.likelihood_inputs()
     need_same_settings(run, inputs["simulations"], "simulate")
-    key = begin(run, "likelihood", VERSION, run.relevant("seed", "simulator", "simulate", "likelihood"), inputs)
+    relevant = run.relevant("seed", "simulator", "simulate", "likelihood")
+    if run.case.likelihood.joint.enabled:
+        relevant["posterior"] = {k: getattr(run.case.train, k).model_dump(mode="json") for k in ("flow", "embedding")}
+    key = begin(run, "likelihood", VERSION, relevant, inputs)
     output = run.output("likelihood")
     if key is None:
         return output
@@ -54,11 +60,12 @@ def likelihood(run: Run) -> Path:
     watched, tested = held_out.rows(slice(count)), held_out.rows(slice(count, None))
     settings = run.case.likelihood
     summary = _given_summary(run, held_out.rows(slice(2)))
-    trained = 1 + settings.members + (summary is None and chosen_kind(settings.summary, run.simulator) == "learned")
+    together_or_each = 1 if settings.joint.enabled else settings.members
+    trained = 1 + together_or_each + (summary is None and chosen_kind(settings.summary, run.simulator) == "learned")
     with progress_bar("likelihood", trained * settings.steps) as advance:
-        learner = Learner(
-            run.simulator, settings, training, watched, run.case.seed, advance, _resumable(run, key.key, advance)
-        )
+        resumable = _resumable(run, key.key, advance)
+        posterior = lambda n, features: new_network(run.case, WithLearnedLikelihood(run.simulator, n), features)  # noqa: E731
+        learner = Learner(run.simulator, settings, training, watched, run.case.seed, advance, resumable, posterior)
         learned = learner.learn(summary)
     network = learned.network
     figures = set_levels(network, tested)
@@ -73,7 +80,9 @@ def likelihood(run: Run) -> Path:
         "steps": learned.steps,
     }  # fmt: skip
     header = model_header(network) | {DIAGNOSTICS: json.dumps(diagnostics, sort_keys=True)}
-    write_safetensors(output, network.state_dict(), key.attributes() | header)
+    posterior = {} if learned.posterior is None else learned.posterior.state_dict()
+    tensors = network.state_dict() | {JOINT + k: v for k, v in posterior.items()}
+    write_safetensors(output, tensors, key.attributes() | header)
     for leftover in _folder(run).glob("likelihood-*.safetensors"):
         leftover.unlink()
     word = "calibrated" if calibration.passed else "NOT calibrated"
@@ -115,7 +124,20 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors, header = read_safetensors(path)
     if header.get(STAGE) != "likelihood":
         raise InputError(f"{path}: not a likelihood learned by Elboscope")
-    return tensors, header
+    return {k: v for k, v in tensors.items() if not k.startswith(JOINT)}, header
+
+
+def joint_posterior(path: Path) -> dict[str, Tensor]:
+    """Weights of the posterior that was trained with the likelihood.
+
+    Raises:
+        InputError: none was.
+    """
+    tensors, _ = read_safetensors(path)
+    found = {k.removeprefix(JOINT): v for k, v in tensors.items() if k.startswith(JOINT)}
+    if not found:
+        raise InputError(f"{path}: holds no posterior, it was not trained with likelihood.joint.enabled")
+    return found
 
 
 def diagnostics_of(path: Path) -> dict[str, Any]:

@@ -176,6 +176,7 @@ class Run:
             has_likelihood=self.has_likelihood,
             simulations=self.case.simulate.count,
             from_prior=not self.case.simulate.proposal,
+            trained=self.learns_likelihood and self.case.likelihood.joint.enabled,
         )
 
     def pin_threads(self) -> None:

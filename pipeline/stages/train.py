@@ -186,11 +186,16 @@ def _simulations_seen(network: PosteriorNetwork, training: TrainingSet, held_out
 
 
 def _initial_network(run: Run, training: TrainingSet) -> PosteriorNetwork:
-    """A network with weights drawn from the seed, standardised on the training set."""
+    """A network with weights drawn from the seed, standardised on the training set; or the one that joint training has left."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(run.case.seed, "train-initial"))
         network = new_network(run.case, run.model, training.inputs.features.shape[1])
     network = network.to(run.device)
+    if run.learns_likelihood and run.case.likelihood.joint.enabled:
+        from pipeline.stages.likelihood import joint_posterior
+
+        network.load_state_dict(joint_posterior(run.input("likelihood")))
+        return network
     network.standardize(training.theta, training.inputs)
     return network
 

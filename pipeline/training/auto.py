@@ -11,7 +11,7 @@ SCARCE = 20_000
 
 
 def schedule(
-    settings: TrainSettings, *, has_likelihood: bool, simulations: int, from_prior: bool = True
+    settings: TrainSettings, *, has_likelihood: bool, simulations: int, from_prior: bool = True, trained: bool = False
 ) -> tuple[PhaseSettings, ...]:
     """The phases of a case, chosen where none are given, with `steps` shared out.
 
@@ -19,9 +19,12 @@ def schedule(
         has_likelihood: whether the simulator's likelihood is tractable.
         simulations: stored pairs for training.
         from_prior: whether theta was drawn from the prior, and not from a proposal.
+        trained: whether q comes from joint training with the likelihood.
     """
     if settings.phases:
         phases = settings.phases
+    elif trained:
+        phases = JOINT
     elif not has_likelihood:
         phases = FREE
     elif settings.data == "online" or simulations >= SCARCE:
@@ -38,6 +41,8 @@ PROPOSED = (
     PhaseSettings(objective="elbo", steps=4_000, learning_rate=2e-3, batch=256),
 )
 """Forward KL learns the proposal's posterior and every mode of it; the ELBO turns that into the prior's."""
+JOINT = (PhaseSettings(objective="elbo", steps=500, learning_rate=5e-4, batch=256),)
+"""What was trained with the members is fitted to the guarded mixture of them."""
 SCARCE_PHASES = (
     PhaseSettings(objective="forward_kl", steps=600, learning_rate=5e-3, batch=128),
     PhaseSettings(

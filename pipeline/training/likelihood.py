@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.estimators.likelihood import LikelihoodNetwork, LikelihoodShape, context_numbers, mixture
-from pipeline.estimators.network import PosteriorNetwork
+from pipeline.estimators.network import NetworkInput, PosteriorNetwork
 from pipeline.estimators.summary import (
     Summary,
     SummaryShape,
@@ -25,6 +25,7 @@ from pipeline.estimators.summary import (
 from pipeline.likelihood_settings import LikelihoodSettings
 from pipeline.rng import derived_seed, generator
 from pipeline.training.data import TrainingSet
+from pipeline.training.joint_likelihood import JointData, JointNetworks, fit_joint
 from pipeline.training.maximum_likelihood import Fitted, fit
 from simulators.priors import prior_of
 from simulators.protocol import Simulator, feature_shape
@@ -51,13 +52,15 @@ class Learned:
 
     Attributes:
         network: frozen.
-        held_out: mean log density of held-out simulations: of the mixture, and of each member, nats.
+        held_out: mean log density of held-out simulations under each member, nats; of joint training the bound.
         steps: of summary, r, and each member.
+        posterior: trained with it, if it was.
     """
 
     network: LikelihoodNetwork
     held_out: dict[str, float]
     steps: dict[str, int]
+    posterior: PosteriorNetwork | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Learner:
         simulator: with its own likelihood, if it has one, unused.
         training, watched: simulations that are learned from, and those on which learning is stopped.
         member: makes a trained member from an untrained one, or takes it from where an interrupted run left it.
+        posterior: makes an untrained q of so many features, for joint training.
     """
 
     simulator: Simulator
@@ -77,6 +81,7 @@ class Learner:
     seed: int
     advance: Callable[..., None] | None = None
     member: Callable[[int, nn.Module, Callable[[nn.Module], Fitted]], Fitted] = lambda e, network, make: make(network)
+    posterior: Callable[[LikelihoodNetwork, int], PosteriorNetwork] | None = None
 
     def __post_init__(self) -> None:
         if len(self.watched) < LEAST:
@@ -103,11 +108,35 @@ class Learner:
         training, watched = self._numbers(network, self.training), self._numbers(network, self.watched)
         fitted = self._fit_support(network, training, watched)
         steps["support"] = fitted.steps
+        if self.settings.joint.enabled:
+            return self._learn_jointly(network, training, watched, steps)
         held_out = {}
         for e, member in enumerate(network.members):
             fitted = self.member(e, member, lambda m, e=e: self._fit_member(network, m, e, training, watched))
             steps[f"member {e}"], held_out[f"member {e}"] = fitted.steps, fitted.held_out
         return Learned(network.eval().requires_grad_(False), held_out, steps)
+
+    def _learn_jointly(
+        self, network: LikelihoodNetwork, training: Numbers, watched: Numbers, steps: dict[str, int]
+    ) -> Learned:
+        if self.posterior is None:
+            raise InputError("likelihood.joint: needs the posterior network that stage train builds")
+        sets = []
+        for numbers, data in ((training, self.training), (watched, self.watched)):
+            compressed = network.summary.compresses  # q then reads what p~ knows
+            inputs = _in_blocks_of_inputs(network, numbers, data) if compressed else data.inputs
+            sets.append(JointData(_read(data, inputs), numbers.theta, numbers.s, numbers.context))
+        build = self.posterior
+        posterior = self._seeded("joint-initial", lambda: build(network, sets[0].rows.inputs.features.shape[1]))
+        posterior.standardize(self.training.theta, sets[0].rows.inputs)
+        networks = JointNetworks(network.members, posterior)
+        fitted = self.member(
+            0,
+            networks,
+            lambda _: fit_joint(networks, network, *sets, settings=self.settings, seed=self.seed, advance=self.advance),
+        )
+        steps["joint"] = fitted.steps
+        return Learned(network.eval().requires_grad_(False), {"joint bound": fitted.held_out}, steps, posterior)
 
     # ------------------------------------------------------------ the summary
 
@@ -141,10 +170,11 @@ class Learner:
         """Forward KL through the embedding: its flow is left behind, what it read stays."""
         network = self._seeded("likelihood-embedding", lambda: self._posterior_network(summary))
         network.standardize(self.training.theta, self.training.inputs)
+        training, watched = (_read(data, data.inputs) for data in (self.training, self.watched))
         fitted = fit(
             network,
-            lambda n, rows, _: _forward_kl(n, self.training.rows(rows)),
-            lambda n: float(-_forward_kl(n, self.watched)),
+            lambda n, rows, _: _forward_kl(n, training.rows(rows)),
+            lambda n: float(-_forward_kl(n, watched)),
             rows=len(self.training),
             settings=self.settings,
             seed=self.seed,
@@ -263,6 +293,11 @@ class Learner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(self.seed, purpose))
             return build().to(self.device)
+
+
+def _read(data: TrainingSet, inputs: NetworkInput) -> TrainingSet:
+    """Simulations without x, of which batches then need no copy."""
+    return replace(data, x={}, inputs=inputs)
 
 
 def _forward_kl(network: Any, rows: TrainingSet) -> Tensor:

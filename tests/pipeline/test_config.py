@@ -20,7 +20,7 @@ from tests.simulators.fermi.synthetic_sky import write_synthetic_sky
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = sorted((ROOT / "configs").glob("**/*.yaml"))
-NEED_A_SKY = ("fermi_poisson", "fermi_inner_galaxy")
+NEED_A_SKY = ("fermi_poisson", "fermi_poisson_hidden", "fermi_inner_galaxy")
 """Cases whose data file a user brings."""
 
 
