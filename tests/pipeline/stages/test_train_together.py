@@ -114,7 +114,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(tmp_path: Path, ca
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGKILL])
 def test_stopped_or_killed_they_go_on_where_they_were(tmp_path: Path, stop: signal.Signals) -> None:
-    steps = {"phases": [{"objective": "forward_kl", "steps": 400, "batch": 64}]}
+    steps = {"phases": [{"objective": "forward_kl", "steps": 120, "batch": 64}]}
     whole, stopped = (of_devices(tmp_path / name, CASE | {"train": CASE["train"] | steps}, 2) for name in "ab")
     train(whole)
     command = [sys.executable, "-m", "pipeline.cli", "train", str(tmp_path / "b/case.yaml")]

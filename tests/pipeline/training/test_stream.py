@@ -6,12 +6,12 @@ import math
 import threading
 from collections.abc import Iterator
 
-import h5py
 import pytest
 import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
+from pipeline.store import open_hdf5
 from pipeline.training.processes import ALONE, Processes
 from pipeline.training.rows import SimulationRows
 from pipeline.training.stream import Plan, StreamedBatches, StreamedSet, plan_of
@@ -132,7 +132,7 @@ def test_a_window_is_made_of_blocks_from_everywhere(make_rows: MakeRows, opened:
 def test_a_damaged_chunk_stops_training_with_one_line(make_rows: MakeRows, opened: list[StreamedBatches]) -> None:
     rows = make_rows(SHARDS)
     shard = rows.pieces[2].path
-    with h5py.File(shard) as file:
+    with open_hdf5(shard) as file:
         place = file["x/x"].id.get_chunk_info(0).byte_offset + 40  # pyright: ignore[reportAttributeAccessIssue]
     data = bytearray(shard.read_bytes())
     data[place] ^= 1
