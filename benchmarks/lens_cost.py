@@ -41,7 +41,7 @@ def lenstronomy_image(simulator: StrongLens) -> Callable[[dict[str, float]], NDA
     pixels: Any = ImageData(
         image_data=np.zeros((n, n)),
         ra_at_xy_0=corner,
-        dec_at_xy_0=corner,
+        dec_at_xy_0=corner,  # pyright: ignore[reportArgumentType]
         transform_pix2angle=np.eye(2) * step,
         background_rms=1.0,
         exposure_time=1.0,
