@@ -37,11 +37,11 @@ def lenstronomy_image(simulator: StrongLens) -> Callable[[dict[str, float]], NDA
 
     grid = simulator.grid
     n, step = grid.native, grid.native_arcsec
-    corner = -(n - 1) / 2 * step
+    corner: Any = -(n - 1) / 2 * step
     pixels: Any = ImageData(
         image_data=np.zeros((n, n)),
         ra_at_xy_0=corner,
-        dec_at_xy_0=corner,  # pyright: ignore[reportArgumentType]
+        dec_at_xy_0=corner,
         transform_pix2angle=np.eye(2) * step,
         background_rms=1.0,
         exposure_time=1.0,
