@@ -7,10 +7,11 @@ Nothing is downloaded. What is written, whence, and its checksums are in README.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,33 +43,23 @@ class Star:
     bin_days: float = 0.0
 
 
-STARS = (
-    Star(
-        file="epic203771098.csv",
-        sha256="a4fe8d3eac9066630cf5c1e6f23336a5f8286c952941802ab6670ee480cb4390",
-        output="k2_24.h5",
-        identifier="K2-24",
-        time_system="BJD - 2454833",
-        reference="Petigura et al. 2016, ApJ 818, 36, https://arxiv.org/abs/1511.04497",
-    ),
-    Star(
-        file="164922_fixed.txt",
-        sha256="98b23e3931d202be8a84a576115fdda42ca1229b33f73b9952504e687669879d",
-        output="hd164922.h5",
-        identifier="HD 164922",
-        time_system="BJD",
-        reference="Fulton et al. 2016, ApJ 830, 46, https://arxiv.org/abs/1607.00007",
-    ),
-    Star(
-        file="164922_fixed.txt",
-        sha256="98b23e3931d202be8a84a576115fdda42ca1229b33f73b9952504e687669879d",
-        output="hd164922_nightly.h5",
-        identifier="HD 164922",
-        time_system="BJD",
-        reference="Fulton et al. 2016, ApJ 830, 46, https://arxiv.org/abs/1607.00007",
-        bin_days=0.5,
-    ),
+K2_24 = Star(
+    file="epic203771098.csv",
+    sha256="a4fe8d3eac9066630cf5c1e6f23336a5f8286c952941802ab6670ee480cb4390",
+    output="k2_24.h5",
+    identifier="K2-24",
+    time_system="BJD - 2454833",
+    reference="Petigura et al. 2016, ApJ 818, 36, https://arxiv.org/abs/1511.04497",
 )
+HD_164922 = Star(
+    file="164922_fixed.txt",
+    sha256="98b23e3931d202be8a84a576115fdda42ca1229b33f73b9952504e687669879d",
+    output="hd164922.h5",
+    identifier="HD 164922",
+    time_system="BJD",
+    reference="Fulton et al. 2016, ApJ 830, 46, https://arxiv.org/abs/1607.00007",
+)
+STARS = (K2_24, HD_164922, replace(HD_164922, output="hd164922_nightly.h5", bin_days=0.5))
 
 
 def read_verified(star: Star, folder: Path) -> VelocityTable:
@@ -162,6 +153,7 @@ def write_lens(folder: Path) -> Path:
 
 def main() -> int:
     """Write what is simulated and every file of `STARS`; one readable line and exit code 2 where the source is not as expected."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     try:
         for path in [
             write_survey(FOLDER),

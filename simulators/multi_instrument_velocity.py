@@ -23,7 +23,7 @@ from torch import Tensor
 
 from simulators.kepler import TWO_PI, wrap_turns
 from simulators.observing_design import DesignSpec, number
-from simulators.orbit import MAX_ECCENTRICITY, Quantity, declare, orbit_from_spec
+from simulators.orbit import Quantity, are_bound, declare, orbit_from_spec
 from simulators.orbit_fit import OrbitFit, Velocities, fit_orbits
 from simulators.priors import PriorSpec
 from simulators.protocol import Data, Parameter, PredictiveView
@@ -214,12 +214,7 @@ class MultiInstrumentVelocity:
         log_total = torch.where(used, total.clamp_min(1e-30).log(), 0.0).sum(-1)
         constant = (there.sum(-1) - used.sum(-1)) * math.log(TWO_PI)
         log_likelihood = -0.5 * (chi2 + (there * variance.log()).sum(-1) + log_total + constant)
-        for orbit in self.orbits:
-            if orbit.secosw is not None:
-                secosw, sesinw = orbit.eccentricity_vector(theta)
-                bound = (secosw.square() + sesinw.square() < MAX_ECCENTRICITY)[..., 0]
-                log_likelihood = torch.where(bound, log_likelihood, -torch.inf)
-        return log_likelihood
+        return torch.where(are_bound(self.orbits, theta), log_likelihood, -torch.inf)
 
     @staticmethod
     def _instrument_means(residual: Tensor, weight: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:

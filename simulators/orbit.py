@@ -3,7 +3,7 @@ r"""One planet's orbit: its parameters, fixed or free, and the velocity that it 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,6 +101,16 @@ def orbital_elements(secosw: Tensor, sesinw: Tensor) -> tuple[Tensor, Tensor, Te
     cos_omega = torch.where(defined, secosw / root, 1.0)
     sin_omega = torch.where(defined, sesinw / root, 0.0)
     return torch.where(eccentricity < MAX_ECCENTRICITY, eccentricity, MAX_ECCENTRICITY), cos_omega, sin_omega
+
+
+def are_bound(orbits: Sequence[Orbit], theta: Tensor) -> Tensor:
+    """Whether every eccentricity is below 0.99, theta (..., N, D) -> (..., N)."""
+    bound = torch.ones(theta.shape[:-1], dtype=torch.bool, device=theta.device)
+    for orbit in orbits:
+        if orbit.secosw is not None:
+            secosw, sesinw = orbit.eccentricity_vector(theta)
+            bound = bound & (secosw.square() + sesinw.square() < MAX_ECCENTRICITY)[..., 0]
+    return bound
 
 
 # ---------------------------------------------------------------- from options to orbits

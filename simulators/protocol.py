@@ -126,12 +126,16 @@ class ImageView:
     """One observed image beside the noise-free images of K posterior draws.
 
     Attributes:
+        name: short, of the figure.
+        data_label: with unit in brackets.
         observed, error: of H x W pixels, (H, W); 1-sigma errors.
         models: (K, H, W).
         used: whether a pixel is compared, (H, W).
         side: of a pixel, in `side_unit`.
     """
 
+    name: str
+    data_label: str
     observed: Tensor
     error: Tensor
     models: Tensor
@@ -166,9 +170,8 @@ class Simulator(Protocol):
       with a prior on the simplex both are (N, D - 1).
     - `model_curve(theta, x, grid) -> Tensor`: noise-free prediction of the first data observable for
       ONE observation: theta (K, D), x of one row, grid (G,) of its abscissa, gives (K, G).
-    - `predictive_views(theta, x) -> list[PredictiveView]`: the figures in which data and posterior of ONE observation are
+    - `predictive_views(theta, x) -> list[PredictiveView | ImageView]`: the figures in which data and posterior of ONE observation are
       customarily shown, theta (K, D); the report draws them in place of one figure over the abscissa.
-    - `image_view(theta, x) -> ImageView`: the same where the first data observable is an image, theta (K, D).
     - `simulate_with_reasons(theta, context, *, generator) -> tuple[Data, dict[int, Failure]]`: `simulate`, and why
       some rows failed, where that is known (`simulators.per_draw`, `simulators.external_program`). A failed
       simulation is a row with NaN, with or without a reason.

@@ -20,7 +20,7 @@ from torch.distributions import constraints
 
 from simulators.kepler import TWO_PI, wrap_turns
 from simulators.observing_design import DesignSpec, ObservingDesign, design_from_spec, number
-from simulators.orbit import MAX_ECCENTRICITY, Quantity, declare, orbit_from_spec
+from simulators.orbit import Quantity, are_bound, declare, orbit_from_spec
 from simulators.priors import PriorSpec
 from simulators.protocol import Data, Observable, Parameter
 from simulators.velocity_files import read_velocity_table
@@ -169,12 +169,7 @@ class RadialVelocity:
         chi2 = (weight * (residual - mean[..., None]).square()).sum(-1)
         constant = (velocity.shape[-1] - 1) * math.log(TWO_PI)
         log_likelihood = -0.5 * (chi2 + variance.log().sum(-1) + total.log() + constant)
-        for orbit in self.orbits:
-            if orbit.secosw is not None:
-                secosw, sesinw = orbit.eccentricity_vector(theta)
-                bound = (secosw.square() + sesinw.square() < MAX_ECCENTRICITY)[..., 0]
-                log_likelihood = torch.where(bound, log_likelihood, -torch.inf)
-        return log_likelihood
+        return torch.where(are_bound(self.orbits, theta), log_likelihood, -torch.inf)
 
     def model_curve(self, theta: Tensor, x: Mapping[str, Tensor], grid: Tensor) -> Tensor:
         r"""Noise-free velocity (m/s) on a grid of times (d), for one observation.

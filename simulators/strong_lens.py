@@ -183,16 +183,20 @@ class StrongLens:
         used = x["mask"] > 0
         return torch.where(used, torch.asinh(x["image"] / torch.where(used, x["noise"], 1.0)), 0.0).flatten(1)
 
-    def image_view(self, theta: Tensor, x: Mapping[str, Tensor]) -> ImageView:
+    def predictive_views(self, theta: Tensor, x: Mapping[str, Tensor]) -> list[ImageView]:
         """Image and models of one observation, theta (K, 14)."""
-        return ImageView(
-            observed=x["image"][0],
-            error=x["noise"][0],
-            models=self._in_blocks(theta.detach()),
-            used=x["mask"][0] > 0,
-            side=self.grid.pixel_arcsec,
-            side_unit="arcsec",
-        )
+        return [
+            ImageView(
+                name="image, model and residual",
+                data_label="brightness [electron / s]",
+                observed=x["image"][0],
+                error=x["noise"][0],
+                models=self._in_blocks(theta.detach()),
+                used=x["mask"][0] > 0,
+                side=self.grid.pixel_arcsec,
+                side_unit="arcsec",
+            )
+        ]
 
     def read_observation(self, path: Path | str) -> tuple[Data, list[str]]:
         """One image, cut about its centre and binned; its identifier is the file's stem.

@@ -23,7 +23,7 @@ from pipeline.settings import CaseSettings
 from pipeline.stages.run import Run, begin, finish, need_same_settings
 from pipeline.stages.train import load_simulations
 from pipeline.store import read_data, read_safetensors, write_safetensors
-from pipeline.training.data import TrainingSet, together, training_set
+from pipeline.training.data import TrainingSet, joined, training_set
 from pipeline.training.likelihood import LEAST, Learner, set_levels
 from pipeline.training.maximum_likelihood import Fitted
 from simulators.protocol import Simulator
@@ -55,7 +55,7 @@ def likelihood(run: Run) -> Path:
         return output
     held_out, training = load_simulations(run, run.simulator)
     for path in run.added_simulations():
-        training = together(training, _added(run, path))
+        training = joined([training, _added(run, path)])
     count = min(WATCHED, len(held_out) // 2)
     watched, tested = held_out.rows(slice(count)), held_out.rows(slice(count, None))
     settings = run.case.likelihood
@@ -64,8 +64,16 @@ def likelihood(run: Run) -> Path:
     trained = 1 + together_or_each + (summary is None and chosen_kind(settings.summary, run.simulator) == "learned")
     with progress_bar("likelihood", trained * settings.steps) as advance:
         resumable = _resumable(run, key.key, advance)
-        posterior = lambda n, features: new_network(run.case, WithLearnedLikelihood(run.simulator, n), features)  # noqa: E731
-        learner = Learner(run.simulator, settings, training, watched, run.case.seed, advance, resumable, posterior)
+        learner = Learner(
+            run.simulator,
+            settings,
+            training,
+            watched,
+            run.case.seed,
+            advance,
+            resumable,
+            lambda n, features: new_network(run.case, WithLearnedLikelihood(run.simulator, n), features),
+        )
         learned = learner.learn(summary)
     network = learned.network
     figures = set_levels(network, tested)
@@ -136,7 +144,9 @@ def joint_posterior(path: Path) -> dict[str, Tensor]:
     tensors, _ = read_safetensors(path)
     found = {k.removeprefix(JOINT): v for k, v in tensors.items() if k.startswith(JOINT)}
     if not found:
-        raise InputError(f"{path}: holds no posterior, it was not trained with likelihood.joint.enabled")
+        raise InputError(
+            f"{path}: holds no posterior, it was not trained with likelihood.joint.enabled; run `elboscope likelihood` again"
+        )
     return found
 
 

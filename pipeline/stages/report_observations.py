@@ -24,7 +24,7 @@ from pipeline.stages.plot import catalogue_of_file, relative_weight
 from pipeline.stages.run import Run
 from pipeline.store import open_hdf5
 from pipeline.tables.inference_reader import InferenceFile, open_inference
-from simulators.protocol import Data, ImageView, Observable, context_of, data_observables
+from simulators.protocol import Data, ImageView, Observable, PredictiveView, context_of, data_observables
 
 MOST_LISTED = 20
 """Observations of which a page says everything; a longer catalogue shows as many that most need a look."""
@@ -152,20 +152,31 @@ def predictive_views(run: Run, theta: Array, n: int) -> dict[str, Any]:
         return {}
     x = one_row(inferred_observation(run, run.output("infer")).x, n)
     declared: Any = views(_spread(theta), x)
-    return {
-        view.name: plot_predictive(
-            view.abscissa.numpy(),
-            view.observed.numpy(),
-            error=view.error.numpy(),
-            grid=view.grid.numpy(),
-            curves=view.curves.numpy(),
-            abscissa_label=view.abscissa_label,
+    return {view.name: _figure_of_view(view) for view in declared}
+
+
+def _figure_of_view(view: PredictiveView | ImageView) -> Any:
+    if isinstance(view, ImageView):
+        return plot_image(
+            view.observed.double().numpy(),
+            view.models.double().numpy(),
+            error=view.error.double().numpy(),
+            used=view.used.numpy(),
+            side=view.side,
+            side_label=view.side_unit,
             data_label=view.data_label,
-            logarithmic=view.scale == "log",
-            bins=view.bins,
         )
-        for view in declared
-    }
+    return plot_predictive(
+        view.abscissa.numpy(),
+        view.observed.numpy(),
+        error=view.error.numpy(),
+        grid=view.grid.numpy(),
+        curves=view.curves.numpy(),
+        abscissa_label=view.abscissa_label,
+        data_label=view.data_label,
+        logarithmic=view.scale == "log",
+        bins=view.bins,
+    )
 
 
 def _spread(theta: Array) -> torch.Tensor:
@@ -174,15 +185,12 @@ def _spread(theta: Array) -> torch.Tensor:
 
 
 def _predictive_figure(run: Run, theta: Array, n: int) -> Any:
-    """The first data observable: an image beside its model, or numbers in a row: observed, replicated, the model curve."""
+    """The first data observable, if it is one-dimensional: observed, replicated, and the model curve."""
     observable = data_observables(run.simulator)[0]
-    shows_image = callable(getattr(run.simulator, "image_view", None))
-    if len(observable.shape) != 1 and not shows_image:
+    if len(observable.shape) != 1:
         return None
     x = one_row(inferred_observation(run, run.output("infer")).x, n)
     draws = _spread(theta)
-    if shows_image:
-        return image_figure(run.simulator, draws, x)
     context = {k: v.expand(len(draws), *v.shape[1:]) for k, v in context_of(run.simulator, x).items()}
     stream = generator(run.case.seed, "report-predictive", n)
     replicated = run.simulator.simulate(draws, context or None, generator=stream)[observable.name]
@@ -210,21 +218,6 @@ def _predictive_figure(run: Run, theta: Array, n: int) -> Any:
         abscissa_label=axis_label(axis.label or axis.name, axis.unit) if axis else "data point",
         data_label=axis_label(observable.label or observable.name, observable.unit),
         **arguments,
-    )
-
-
-def image_figure(simulator: Any, theta: torch.Tensor, x: Data) -> Any:
-    """Image, posterior mean model and residual of one observation, theta (K, D)."""
-    view: ImageView = simulator.image_view(theta, x)
-    observable = data_observables(simulator)[0]
-    return plot_image(
-        view.observed.double().numpy(),
-        view.models.double().numpy(),
-        error=view.error.double().numpy(),
-        used=view.used.numpy(),
-        side=view.side,
-        side_label=view.side_unit,
-        data_label=axis_label(observable.label or observable.name, observable.unit),
     )
 
 

@@ -46,7 +46,8 @@ def _train(run: Run, processes: Processes) -> Path:
     """As one of `processes`; alone where `train.devices` asks for more, it starts them."""
     simulations = run.input("simulate")
     need_same_settings(run, simulations, "simulate")
-    rows, held_out_count = simulation_rows(run, stored_signals(run) if run.case.train.noise == "fresh" else run.model)
+    fresh_noise = run.case.train.noise == "fresh"
+    rows, held_out_count = simulation_rows(run, stored_signals(run) if fresh_noise else run.model)
     storage = storage_of(
         rows,
         held_out_count,
@@ -70,7 +71,8 @@ def _train(run: Run, processes: Processes) -> Path:
     _say_what_failed(rows, held_out_count)
     console.print(f"train: {storage}")
     # fresh noise is for training alone: what is held out is read as `run.model` reads it
-    held_out = load(simulation_rows(run, run.model)[0], 0, held_out_count, device=run.device)
+    as_is = simulation_rows(run, run.model)[0] if fresh_noise else rows
+    held_out = load(as_is, 0, held_out_count, device=run.device)
     training = stored_simulations(rows, held_out_count, storage, device=run.device)
     head = training.head
     network = _initial_network(run, head)

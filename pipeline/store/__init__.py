@@ -1,5 +1,6 @@
 """Files of a run: complete or absent, checksummed, and carrying the key of what made them."""
 
+from pipeline.store.columns import Column, observable_column, theta_column
 from pipeline.store.complete import complete_or_absent, write_text
 from pipeline.store.data import DataSet, is_data_file, read_data, write_data
 from pipeline.store.deferred import DeferredErrors
@@ -8,6 +9,7 @@ from pipeline.store.keys import content_key, file_sha256, input_digest, provenan
 from pipeline.store.weights import read_safetensors, read_safetensors_header, write_safetensors
 
 __all__ = [
+    "Column",
     "DataSet",
     "DeferredErrors",
     "as_text",
@@ -18,6 +20,7 @@ __all__ = [
     "hdf5_content_digest",
     "input_digest",
     "is_data_file",
+    "observable_column",
     "open_hdf5",
     "provenance",
     "read_attribute",
@@ -26,6 +29,7 @@ __all__ = [
     "read_safetensors",
     "read_safetensors_header",
     "stamp",
+    "theta_column",
     "write_data",
     "write_hdf5",
     "write_safetensors",

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.schema import SCHEMA, SCHEMA_VERSION
+from pipeline.store.columns import Column, observable_column, theta_column
 from pipeline.store.hdf5 import as_text, checked_text, create_dataset, open_hdf5, write_hdf5
 from simulators.protocol import Data, Observable, Parameter
-from simulators.units import conversion_factor
 
 OTHER_OPEN_FILES = 256
 """Left to everything else in the process."""
@@ -139,8 +139,8 @@ def read_data(
         _check_virtual_sources(path, file)
         try:
             failed = _read_failed(path, file, rows)
-            x = {o.name: _read_observable(path, group, o, rows, failed) for o in observables}
-            theta = _read_theta(path, file, parameters, rows) if parameters else None
+            x = {o.name: _read_column(path, file, observable_column(path, file, o), rows, failed) for o in observables}
+            theta = _read_column(path, file, theta_column(path, file, parameters), rows) if parameters else None
             raw_ids = _read_ids(path, file, rows)
         except OSError as error:
             raise InputError(f"{path}: damaged: a checksum or a read failed ({error})") from None
@@ -196,37 +196,6 @@ def _allow_open_files(path: Path, shards: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def _read_observable(
-    path: Path, group: h5py.Group, observable: Observable, rows: slice, failed: Tensor | None
-) -> Tensor:
-    name = f"{path}: /x/{observable.name}"
-    dataset = group.get(observable.name)
-    if not isinstance(dataset, h5py.Dataset):
-        raise InputError(f"{name} is missing (it has: {', '.join(group) or 'nothing'})")
-    if "unit" not in dataset.attrs:
-        raise InputError(f"{name}: no attribute 'unit'; expected one, such as {observable.unit!r}")
-    values = _read_numbers(dataset, observable.shape, name, rows, failed)
-    values = values * _conversion(dataset.attrs["unit"], observable.unit, name)
-    return values if observable.dtype == "float64" else values.float()
-
-
-def _read_theta(path: Path, file: h5py.File, parameters: Sequence[Parameter], rows: slice) -> Tensor:
-    name = f"{path}: /theta"
-    dataset = file.get("theta")
-    if not isinstance(dataset, h5py.Dataset):
-        raise InputError(f"{name} is missing")
-    expected = [p.name for p in parameters]
-    names = [as_text(n) for n in np.atleast_1d(dataset.attrs.get("names", []))]
-    if names != expected:
-        raise InputError(f"{name} has parameters {names}, expected {expected}")
-    values = _read_numbers(dataset, (len(expected),), name, rows)
-    units = [as_text(u) for u in np.atleast_1d(dataset.attrs.get("units", []))]
-    if len(units) != len(expected):
-        raise InputError(f"{name}: expected the attribute 'units' with {len(expected)} units, got {units}")
-    factors = [_conversion(u, p.unit, f"{name}, {p.name}") for u, p in zip(units, parameters, strict=True)]
-    return values * torch.tensor(factors, dtype=torch.float64)
-
-
 def _read_ids(path: Path, file: h5py.File, rows: slice) -> tuple[str, ...] | None:
     if "id" not in file:
         return None
@@ -245,26 +214,14 @@ def _read_failed(path: Path, file: h5py.File, rows: slice) -> Tensor | None:
     return torch.from_numpy(np.asarray(dataset[rows]))
 
 
-def _read_numbers(
-    dataset: h5py.Dataset, shape: tuple[int, ...], name: str, rows: slice, failed: Tensor | None = None
-) -> Tensor:
-    """Rows in float64, finite but where they failed."""
-    if dataset.dtype.kind not in "fiub":
-        raise InputError(f"{name}: expected numbers, got {dataset.dtype}")
-    if dataset.ndim != len(shape) + 1 or dataset.shape[1:] != shape:
-        raise InputError(f"{name}: expected shape ({', '.join(map(str, ('N', *shape)))}), got {dataset.shape}")
+def _read_column(path: Path, file: h5py.File, column: Column, rows: slice, failed: Tensor | None = None) -> Tensor:
+    """Rows in the declared units, finite but where they failed."""
+    dataset: Any = file[column.name]
     values = torch.from_numpy(np.asarray(dataset[rows], dtype=np.float64))
     finite = torch.isfinite(values)
     if failed is not None and len(failed) == len(values):
         finite[failed != 0] = True
     bad = int((~finite).sum())
     if bad:
-        raise InputError(f"{name}: {bad} of {values.numel()} values are NaN or infinite")
-    return values
-
-
-def _conversion(given: Any, expected: str, name: str) -> float:
-    try:
-        return conversion_factor(as_text(given), expected, name)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+        raise InputError(f"{path}: /{column.name}: {bad} of {values.numel()} values are NaN or infinite")
+    return column.converted(values)

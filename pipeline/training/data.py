@@ -105,22 +105,13 @@ class TrainingSet:
 
 
 def joined(parts: Sequence[TrainingSet]) -> TrainingSet:
-    """Rows of stored simulations, one part after the other."""
+    """The simulations of all parts, one part after the other; numbers where every part has them."""
     if len(parts) == 1:
         return parts[0]
-    numbers = torch.cat([p.numbers for p in parts if p.numbers is not None])
+    known = [p.numbers for p in parts if p.numbers is not None]
+    numbers = torch.cat(known) if len(known) == len(parts) else None
     columns = zip(*(p.tensors() for p in parts), strict=True)
     return replace(parts[0].like(torch.cat(c) for c in columns), numbers=numbers)
-
-
-def together(one: TrainingSet, other: TrainingSet) -> TrainingSet:
-    """The simulations of both."""
-    return TrainingSet(
-        torch.cat([one.theta, other.theta]),
-        {k: torch.cat([v, other.x[k]]) for k, v in one.x.items()},
-        NetworkInput(*(torch.cat(pair) for pair in zip(one.inputs, other.inputs, strict=True))),
-        torch.cat([one.log_importance, other.log_importance]),
-    )
 
 
 class Batches(Protocol):

@@ -119,8 +119,7 @@ class Learner:
     def _learn_jointly(
         self, network: LikelihoodNetwork, training: Numbers, watched: Numbers, steps: dict[str, int]
     ) -> Learned:
-        if self.posterior is None:
-            raise InputError("likelihood.joint: needs the posterior network that stage train builds")
+        assert self.posterior is not None
         sets = []
         for numbers, data in ((training, self.training), (watched, self.watched)):
             compressed = network.summary.compresses  # q then reads what p~ knows

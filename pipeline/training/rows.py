@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pipeline.errors import InputError
-from pipeline.store import open_hdf5
+from pipeline.store import Column, observable_column, open_hdf5, theta_column
 from pipeline.training.data import TrainingSet, training_set
 from simulators.protocol import Simulator
-from simulators.units import conversion_factor
 
 FAILED = "failed"
 """Dataset (N,): not zero for simulations that failed, which are never trained on."""
@@ -37,15 +36,6 @@ class Piece:
     offset: int
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A dataset: its name, dtype in memory, and the factors that convert its units."""
-
-    name: str
-    dtype: torch.dtype
-    factor: Tensor | None
-
-
 class SimulationRows:
     """Simulations that did not fail, first to last.
 
@@ -61,9 +51,13 @@ class SimulationRows:
     def __init__(self, path: Path, simulator: Simulator, *, prior: Distribution, proposal: Distribution) -> None:
         self.path, self.simulator, self.prior, self.proposal = path, simulator, prior, proposal
         with open_hdf5(path) as file:
-            theta = _dataset(path, file, "theta", (len(simulator.parameters),))
-            self.columns = [_theta_column(path, theta, simulator), *_observable_columns(path, file, simulator)]
+            observed = [observable_column(path, file, o) for o in simulator.observables]
+            self.columns = [theta_column(path, file, simulator.parameters), *observed]
+            theta: Any = file["theta"]
             self.total = int(theta.shape[0])
+            counts = {c.name: int(file[c.name].shape[0]) for c in self.columns}  # pyright: ignore[reportAttributeAccessIssue]
+            if len(set(counts.values())) > 1:
+                raise InputError(f"{path}: datasets disagree on the number of rows: {counts}")
             self.pieces = _pieces(path, theta)
             self._starts = np.array([p.start for p in self.pieces])
             self.file_row_bytes = sum(_row_bytes(file[c.name]) for c in self.columns)
@@ -115,14 +109,12 @@ class SimulationRows:
             while self._files:
                 self._files.popitem()[1].close()
 
-    def _column(self, column: _Column, start: int, stop: int, keep: Tensor) -> Tensor:
+    def _column(self, column: Column, start: int, stop: int, keep: Tensor) -> Tensor:
         with self._lock:
             parts = [self._read(piece, column.name, start, stop) for piece in self.pieces_between(start, stop)]
         values = torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
         values = values if bool(keep.all()) else values[keep]
-        if column.factor is not None:
-            values = values.double() * column.factor
-        values = values.to(column.dtype)
+        values = column.converted(values)
         if not bool(values.isfinite().all()):
             bad = int((~values.isfinite()).sum())
             raise InputError(
@@ -180,47 +172,6 @@ def _pieces(path: Path, theta: h5py.Dataset) -> list[Piece]:
             f"{path}: its shards do not cover its rows one after the other; run `elboscope simulate` again"
         )
     return pieces
-
-
-def _dataset(path: Path, file: h5py.File, name: str, shape: tuple[int, ...]) -> h5py.Dataset:
-    dataset = file.get(name)
-    if not isinstance(dataset, h5py.Dataset):
-        raise InputError(f"{path}: /{name} is missing")
-    if dataset.ndim != len(shape) + 1 or dataset.shape[1:] != shape:
-        raise InputError(f"{path}: /{name}: expected shape ({', '.join(map(str, ('N', *shape)))}), got {dataset.shape}")
-    if dataset.dtype.kind not in "fiub":
-        raise InputError(f"{path}: /{name}: expected numbers, got {dataset.dtype}")
-    return dataset
-
-
-def _theta_column(path: Path, dataset: h5py.Dataset, simulator: Simulator) -> _Column:
-    names, units = (np.atleast_1d(dataset.attrs.get(k, [])).astype(str).tolist() for k in ("names", "units"))
-    expected = [p.name for p in simulator.parameters]
-    if names != expected or len(units) != len(expected):
-        raise InputError(f"{path}: /theta has parameters {names} with units {units}, expected {expected}")
-    factors = [
-        _factor(u, p.unit, f"{path}: /theta, {p.name}") for u, p in zip(units, simulator.parameters, strict=True)
-    ]
-    return _Column("theta", torch.float64, None if set(factors) == {1.0} else torch.tensor(factors).double())
-
-
-def _observable_columns(path: Path, file: h5py.File, simulator: Simulator) -> list[_Column]:
-    columns = []
-    for o in simulator.observables:
-        dataset = _dataset(path, file, f"x/{o.name}", o.shape)
-        factor = _factor(np.asarray(dataset.attrs.get("unit", "")).astype(str).item(), o.unit, f"{path}: /x/{o.name}")
-        dtype = torch.float64 if o.dtype == "float64" else torch.float32
-        columns.append(_Column(f"x/{o.name}", dtype, None if factor == 1.0 else torch.tensor(factor).double()))
-        if dataset.shape[0] != file["theta"].shape[0]:  # pyright: ignore[reportAttributeAccessIssue]
-            raise InputError(f"{path}: /x/{o.name} has {dataset.shape[0]} rows, /theta another number")
-    return columns
-
-
-def _factor(given: str, expected: str, name: str) -> float:
-    try:
-        return conversion_factor(given, expected, name)
-    except ValueError as error:
-        raise InputError(str(error)) from None
 
 
 def _row_bytes(dataset: Any) -> int:

@@ -163,3 +163,16 @@ def test_foreign_files_and_priors_are_refused(tmp_path: Path) -> None:
         StrongLens().read_observation(tmp_path / "image.h5")
     with pytest.raises(ValueError, match="unknown lens_z"):
         StrongLens(priors={"lens_z": {"uniform": [0, 1]}})
+
+
+def test_a_view_is_of_the_models_of_the_draws_and_of_the_pixels_that_are_compared() -> None:
+    simulator = StrongLens(pixels=13, binning=3)
+    stream = torch.Generator().manual_seed(5)
+    theta = sample(prior_of(simulator), 3, stream)
+    x = simulator.simulate(theta[:1], generator=stream)
+    x["mask"][0, 0, 0] = 0
+    (view,) = simulator.predictive_views(theta, x)
+    torch.testing.assert_close(view.models[1], simulator.model_image(theta[1:2])[0])
+    torch.testing.assert_close(view.observed, x["image"][0])
+    assert not view.used[0, 0]
+    assert bool(view.used.any())

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.errors import InputError
 from pipeline.estimators.learned_likelihood import WithLearnedLikelihood
 from pipeline.estimators.network import PosteriorNetwork
 from pipeline.likelihood_settings import JointSettings, LikelihoodSettings
@@ -95,13 +94,6 @@ def test_the_third_term_teaches_both_sides() -> None:
     for side in (both.members, both.posterior):
         assert max(float(p.grad.abs().max()) for p in side.parameters() if p.grad is not None) > 0
     both.requires_grad_(False)
-
-
-def test_joint_training_needs_a_posterior_to_train() -> None:
-    settings = LikelihoodSettings(**SETTINGS, joint=JointSettings(enabled=True))
-    learner = Learner(SIMULATOR, settings, simulated(SIMULATOR, 200, 1), simulated(SIMULATOR, 50, 2), seed=3)
-    with pytest.raises(InputError, match="likelihood.joint"):
-        learner.learn()
 
 
 def test_joint_training_is_of_our_own_flows() -> None:

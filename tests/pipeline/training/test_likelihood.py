@@ -14,7 +14,7 @@ from pipeline.estimators.likelihood import mixture
 from pipeline.estimators.summary import Summary
 from pipeline.likelihood_settings import LikelihoodSettings
 from pipeline.network_settings import FlowSettings
-from pipeline.training.data import TrainingSet, together, training_set
+from pipeline.training.data import TrainingSet, joined, training_set
 from pipeline.training.likelihood import Learned, Learner, set_levels
 from simulators.linear_gaussian import LinearGaussian
 from simulators.priors import prior_of, sample
@@ -148,7 +148,7 @@ def test_too_few_held_out_simulations_are_refused() -> None:
 def test_two_sets_of_simulations_are_one() -> None:
     simulator = LinearGaussian()
     one, two = simulated(simulator, 30, 1), simulated(simulator, 20, 2)
-    both = together(one, two)
+    both = joined([one, two])
     assert len(both) == 50
     assert torch.equal(both.x["x"][30:], two.x["x"])
     assert torch.equal(both.inputs.features[:30], one.inputs.features)
