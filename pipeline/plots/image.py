@@ -56,7 +56,7 @@ def plot_image(
         ("image", np.where(used, observed, np.nan), "magma", scale),
         ("posterior mean model", mean, "magma", scale),
         (
-            f"residual / error, mean square {chi2:.2f}",
+            f"residual, mean square {chi2:.2f}",
             residual,
             "RdBu_r",
             {"vmin": -LARGEST_RESIDUAL, "vmax": LARGEST_RESIDUAL},
