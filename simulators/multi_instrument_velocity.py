@@ -1,20 +1,18 @@
 r"""Radial velocities of a star with planets, from several instruments, at any number of irregular epochs.
 
     v_m = gamma_i(m) + sum_p K_p [cos(nu_p(t_m) + omega_p) + e_p cos(omega_p)] + dvdt (t_m - t_0) + curv (t_m - t_0)^2 + noise_m
-    noise_m ~ N(0, sqrt(err_m^2 + jit_i(m)^2))
+    noise_m = sqrt(err_m^2 + jit_i(m)^2) eps_m,      eps_m ~ N(0, 1), or a law with outliers of `simulators.noise_laws`
 
 as radvel has it (Fulton et al. 2018, PASP 130, 044504, https://arxiv.org/abs/1801.01947). The offset gamma_i of each instrument is
-marginalised analytically under a flat prior of density 1 per m/s. Points may be absent: `present` is 0, and nothing depends on
+marginalised under a flat prior of density 1 per m/s, analytically where the noise is Gaussian (`simulators.offset_integral`). Points may be absent: `present` is 0, and nothing depends on
 what stands in the other numbers. `radial_velocity` is the simulator for one instrument and fixed ephemerides.
-
-There is no Student-t likelihood: with it the offsets have no analytic marginal, and each would be one more parameter of theta.
-Outliers are what the posterior predictive check of `infer` shows; take them out by `present`, or let jitter absorb them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,9 @@ import torch
 from torch import Tensor
 
 from simulators.kepler import TWO_PI, wrap_turns
+from simulators.noise_laws import declare_noise
 from simulators.observing_design import DesignSpec, number
+from simulators.offset_integral import NODES, log_marginal, robust_mean
 from simulators.orbit import Quantity, are_bound, declare, orbit_from_spec
 from simulators.orbit_fit import OrbitFit, Velocities, fit_orbits
 from simulators.priors import PriorSpec
@@ -42,6 +42,8 @@ from simulators.velocity_pilot import Coordinates, Pilot, pilot_features
 
 PART_NUMBERS = 200_000
 """Velocities that are computed at once: a dozen arrays of 1.6 MB."""
+ROBUST_FITS = 2
+"""After the first, whose jitter an outlier may have raised until it looks like none."""
 ZERO_STEP = 10_000
 """Zero of the time axis of a figure: the last multiple before the first epoch (d)."""
 BINS = 20
@@ -52,7 +54,7 @@ class MultiInstrumentVelocity:
     r"""Radial velocities of one star, several instruments, one to three planets with free periods.
 
     Order of theta: for planet 1, 2, ...: `per`, `tc`, `logk`, `secosw`, `sesinw` (with the planet's number), then `dvdt`, `curv`,
-    and `jit`, or `jit_` and the instrument's name for each of them; only those with a prior.
+    `jit`, or `jit_` and the instrument's name for each of them, and those of the noise law; only those with a prior.
 
     Args:
         planets: a mapping each: priors of `period` (d), `conjunction` (d, time system of the data; a range of one period or
@@ -63,6 +65,8 @@ class MultiInstrumentVelocity:
         curv: curvature (m/s/d^2), which multiplies (t - t_0)^2 without a factor 1/2.
         reference_epoch: t_0 (d), needed with dvdt or curv.
         jit: jitter (m/s) that all instruments share, or a mapping from the name of each to its own; numbers or priors.
+        likelihood: gaussian, student_t or mixture: for nights that no error bar foresaw.
+        noise: numbers or priors of `freedom`, or `outlier_fraction` and `outlier_width`; see `simulators.noise_laws`.
         offset_scale: standard deviation (m/s) of the offsets that `simulate` draws. It changes no posterior.
         design: where epochs, error bars and instruments come from; see `simulators.velocity_design`.
         size: M, points of one star at most; default: those of the design.
@@ -91,6 +95,8 @@ class MultiInstrumentVelocity:
         curv: float | PriorSpec = 0.0,
         reference_epoch: float | None = None,
         jit: float | Mapping[str, Any] = 0.0,
+        likelihood: str = "gaussian",
+        noise: Mapping[str, float | PriorSpec] | None = None,
         offset_scale: float = 5.0,
         design: DesignSpec | None = None,
         size: int | None = None,
@@ -112,6 +118,7 @@ class MultiInstrumentVelocity:
         self.reference_epoch = number(reference_epoch or 0.0, f"{self.name}: reference_epoch")
         self.shared_jitter = not (isinstance(jit, Mapping) and set(jit) & set(self.instruments))
         self.jitters = declare_jitters(declared, jit, self.instruments, shared=self.shared_jitter)
+        self.noise = declare_noise(declared, likelihood, noise or {}, owner=self.name)
         self.offset_scale = number(offset_scale, f"{self.name}: offset_scale")
         if self.offset_scale < 0:
             raise ValueError(f"{self.name}: offset_scale must not be negative, got {self.offset_scale:g}")
@@ -123,7 +130,8 @@ class MultiInstrumentVelocity:
         self._prior = UnconstrainedPrior.of(self.parameters)
         trend = tuple(q for q in (self.dvdt, self.curv) if q.index is not None)
         span = self.design.baseline[1]
-        self._coordinates = Coordinates(self.orbits, trend, self.jitters, self._prior, self.design.epoch, span)
+        law = tuple(q for q in self.noise.quantities.values() if q.index is not None)
+        self._coordinates = Coordinates(self.orbits, trend, self.jitters, law, self._prior, self.design.epoch, span)
         self._grids = [frequencies(self.parameters[o.period.index or 0], span) for o in self.orbits]
         self._latest: tuple[tuple[Tensor, ...], list[Pilot], list[OrbitFit]] | None = None
         if inputs == "points":
@@ -182,10 +190,11 @@ class MultiInstrumentVelocity:
         count = theta.shape[0]
         x = dict(context) if context is not None else self.design.draw(count, generator=generator)
         points, instruments = x["time"].shape[1], len(self.instruments)
-        normal = torch.randn((count, points + instruments), generator=generator, device=theta.device, dtype=theta.dtype)
+        eps = self.noise.law(theta).draw((count, points), generator=generator, dtype=theta.dtype)
+        normal = torch.randn((count, instruments), generator=generator, device=theta.device, dtype=theta.dtype)
         membership = self._membership(x, theta.dtype)
-        offset = (membership @ (self.offset_scale * normal[:, points:, None]))[..., 0]
-        noise = self._variance(theta, x, membership).sqrt() * normal[:, :points]
+        offset = (membership @ (self.offset_scale * normal[..., None]))[..., 0]
+        noise = self._variance(theta, x, membership).sqrt() * eps
         velocity = self.velocity(theta, x["time"].double()) + offset + noise
         return x | {"velocity": torch.where(x["present"] > 0.5, velocity, 0.0).double()}
 
@@ -197,16 +206,21 @@ class MultiInstrumentVelocity:
 
         $$\log L = -\frac{1}{2} \Big[ \sum_m w_m (r_m - \bar r_{i(m)})^2 + \sum_m \log 2\pi s_m^2 - \sum_i \log\frac{2\pi}{W_i} \Big]$$
 
-        -inf, with gradient zero, where an eccentricity is 0.99 or more. Draws go through in parts that stay in a cache, unless
-        gradients are wanted.
+        for Gaussian noise; `offset_integral.log_marginal` for other laws. -inf, with gradient zero, where an eccentricity is 0.99 or
+        more. Draws go through in parts that stay in a cache, unless gradients are wanted.
         """
-        part = max(1, PART_NUMBERS // x["time"].numel())
+        nodes = 1 if self.noise.is_gaussian else NODES
+        part = max(1, PART_NUMBERS // (nodes * x["time"].numel()))
         if theta.dim() > 2 and len(theta) > part and not torch.is_grad_enabled():
             return torch.cat([self.log_likelihood(some, x) for some in theta.split(part)])
         membership = self._membership(x, theta.dtype)
         there = membership.sum(-1)
         residual = self._centered(x, membership, theta.dtype) - self.velocity(theta, x["time"].double())
         variance = self._variance(theta, x, membership)
+        bound = are_bound(self.orbits, theta)
+        if not self.noise.is_gaussian:
+            scale = torch.where(there > 0.5, variance, 1.0).sqrt()
+            return torch.where(bound, log_marginal(self.noise.law(theta), residual, scale, membership), -torch.inf)
         weight = there / variance
         total, mean = self._instrument_means(residual, weight, membership)
         chi2 = (weight * (residual - (membership @ mean[..., None])[..., 0]).square()).sum(-1)
@@ -214,7 +228,7 @@ class MultiInstrumentVelocity:
         log_total = torch.where(used, total.clamp_min(1e-30).log(), 0.0).sum(-1)
         constant = (there.sum(-1) - used.sum(-1)) * math.log(TWO_PI)
         log_likelihood = -0.5 * (chi2 + (there * variance.log()).sum(-1) + log_total + constant)
-        return torch.where(are_bound(self.orbits, theta), log_likelihood, -torch.inf)
+        return torch.where(bound, log_likelihood, -torch.inf)
 
     @staticmethod
     def _instrument_means(residual: Tensor, weight: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,13 +244,13 @@ class MultiInstrumentVelocity:
         return (exact.sum(-1) * (x["velocity"].double() - (exact @ mean[..., None])[..., 0])).to(dtype)
 
     def _without_offsets(self, theta: Tensor, x: Mapping[str, Tensor]) -> Tensor:
-        """Velocities of one star (m/s) less the posterior mean of each offset given theta, (K, D) -> (K, M)."""
+        """Velocities of one star (m/s) less the likeliest offset of each instrument given theta, (K, D) -> (K, M)."""
         draws = theta[:, None, :]
         membership = self._membership(x, theta.dtype)
         centered = self._centered(x, membership, theta.dtype)
         residual = centered - self.velocity(draws, x["time"].double())
-        weight = membership.sum(-1) / self._variance(draws, x, membership)
-        _, mean = self._instrument_means(residual, weight, membership)
+        scale = torch.where(membership.sum(-1) > 0.5, self._variance(draws, x, membership), 1.0).sqrt()
+        mean, _ = robust_mean(self.noise.law(draws), residual, scale, membership)
         return (centered - (membership @ mean[..., None])[..., 0])[:, 0]
 
     def predictive_views(self, theta: Tensor, x: Mapping[str, Tensor]) -> list[PredictiveView]:
@@ -348,14 +362,35 @@ class MultiInstrumentVelocity:
         )
         free = [self.parameters[q.index].prior for q in self.jitters if q.index is not None]
         typical = [float(p.mean) for p in free if p is not None] + [q.value for q in self.jitters if q.index is None]
-        return fit_orbits(
-            data,
-            self._grids,
-            [o.secosw is not None for o in self.orbits],
-            typical_jitter=abs(typical[0]),
-            shared_jitter=self.shared_jitter,
-            free_jitter=bool(free),
-        )
+        eccentric = [o.secosw is not None for o in self.orbits]
+
+        def fit(data: Velocities) -> OrbitFit:
+            return fit_orbits(
+                data,
+                self._grids,
+                eccentric,
+                typical_jitter=abs(typical[0]),
+                shared_jitter=self.shared_jitter,
+                free_jitter=bool(free),
+            )
+
+        found = fit(data)
+        for _ in range(0 if self.noise.is_gaussian else ROBUST_FITS):
+            found = fit(self._without_outliers(data, x, found))
+        return found
+
+    def _without_outliers(self, data: Velocities, x: Data, fit: OrbitFit) -> Velocities:
+        """Data whose error bars are widened as far as the noise law, at the median of its prior, counts each residual for less."""
+        theta = self._prior.theta(self._coordinates.pilot(fit).location)
+        centered = self._centered(x, data.membership, torch.float64)
+        residual = centered - self.velocity(theta, x["time"].double())
+        square = torch.where(data.membership.sum(-1) > 0.5, self._variance(theta, x, data.membership), 1.0)
+        scale = square.sqrt()
+        law = self.noise.law(theta)
+        center, _ = robust_mean(law, residual, scale, data.membership)
+        eps = (residual - (data.membership @ center[..., None])[..., 0]) / scale
+        widened = data.variance + square * (1 / law.weight(eps).clamp(1e-6, 1.0) - 1)
+        return replace(data, variance=widened)
 
     # ------------------------------------------------------------ observed files
 

@@ -20,22 +20,14 @@ from torch import Tensor
 
 from simulators.cosmology_distances import Cosmology, RedshiftGrid
 from simulators.gauss_newton import PosteriorFit, fit_posterior
+from simulators.noise_laws import LOG_TWO_PI, declare_noise, quantities_of
 from simulators.observing_design import check_keys, number
 from simulators.orbit import Quantity, declare
 from simulators.priors import PriorSpec
 from simulators.protocol import Data, Observable, Parameter, PredictiveView
 from simulators.supernova_design import survey_design
 from simulators.supernova_files import read_supernovae
-from simulators.supernova_noise import (
-    LOG_TWO_PI,
-    GaussianNoise,
-    MixtureNoise,
-    NoiseLaw,
-    StudentNoise,
-    coloring,
-    present_covariance,
-    whitening,
-)
+from simulators.supernova_noise import coloring, present_covariance, whitening
 from simulators.supernova_summary import directions, residual_summary
 from simulators.unconstrained import UnconstrainedPrior
 
@@ -46,11 +38,6 @@ MODELS: dict[str, tuple[str, ...]] = {
     "w0wa": ("Om", "w0", "wa"),
 }
 """Cosmological parameters of each model; all but open_lcdm are flat."""
-LIKELIHOODS: dict[str, tuple[str, ...]] = {
-    "gaussian": (),
-    "student_t": ("freedom",),
-    "mixture": ("outlier_fraction", "outlier_width"),
-}
 DEFAULTS: dict[str, float | PriorSpec] = {
     "Om": {"uniform": [0, 1]},
     "Ode": {"uniform": [0, 1.3]},
@@ -58,9 +45,6 @@ DEFAULTS: dict[str, float | PriorSpec] = {
     "w0": {"uniform": [-3, 1]},
     "wa": {"uniform": [-3, 2]},
     "offset": {"uniform": [23, 25]},
-    "freedom": 4.0,
-    "outlier_fraction": {"uniform": [0, 0.3]},
-    "outlier_width": 5.0,
 }
 CURVED = {"Om": {"uniform": [0.1, 1]}}
 """Where it differs for open_lcdm."""
@@ -71,8 +55,6 @@ LABELS = {
     "w0": "$w_0$",
     "wa": "$w_a$",
     "offset": r"$\mathcal{M}$",
-    "freedom": r"$\nu$",
-    "outlier_fraction": r"$\phi$",
 }
 UNITS = {"offset": "mag"}
 DRAWN_OFFSET = (33.0, 10.0)
@@ -124,15 +106,15 @@ class SupernovaCosmology:
     ) -> None:
         _one_of(model, tuple(MODELS), "model")
         _one_of(offset, ("marginalised", "sampled"), "offset")
-        _one_of(likelihood, tuple(LIKELIHOODS), "likelihood")
+        noise_names = quantities_of(likelihood, owner=self.name)
         if likelihood != "gaussian" and offset != "sampled":
             raise ValueError(f"{self.name}: likelihood {likelihood} has no analytic marginal: set offset: sampled")
         size = number(count, f"{self.name}: count")
         if size != int(size) or size < 2:
             raise ValueError(f"{self.name}: count: expected a whole number from 2 up, got {count!r}")
-        self.model, self.count, self.likelihood = model, int(size), likelihood
-        names = MODELS[model] + (("offset",) if offset == "sampled" else ()) + LIKELIHOODS[likelihood]
-        check_keys(priors or {}, names, f"{self.name}: priors")
+        self.model, self.count = model, int(size)
+        names = MODELS[model] + (("offset",) if offset == "sampled" else ())
+        check_keys(priors or {}, names + noise_names, f"{self.name}: priors")
         values = DEFAULTS | (CURVED if model == "open_lcdm" else {}) | dict(priors or {})
         declared: list[Parameter] = []
         self._quantities: dict[str, Quantity] = {
@@ -141,10 +123,11 @@ class SupernovaCosmology:
             )
             for name in names
         }
+        given = {name: spec for name, spec in (priors or {}).items() if name in noise_names}
+        self.noise = declare_noise(declared, likelihood, given, owner=self.name)
         if not declared:
             raise ValueError(f"{self.name}: nothing is free: give a prior, such as priors: {{Om: {{uniform: [0, 1]}}}}")
         self.parameters = tuple(declared)
-        _check_noise(self._quantities, self.parameters)
         self.design = survey_design(design)
         self.observables = supernova_observables(self.count)
         self._unconstrained = UnconstrainedPrior.of(self.parameters)
@@ -156,16 +139,6 @@ class SupernovaCosmology:
         value = {name: self._quantities[name].of(theta) for name in MODELS[self.model]}
         dark_energy = value.get("Ode", 1 - value["Om"])
         return Cosmology(value["Om"], dark_energy, value.get("w", value.get("w0", -1.0)), value.get("wa", 0.0))
-
-    def noise(self, theta: Tensor) -> NoiseLaw:
-        """Law of the standardised residuals, theta (..., N, D)."""
-        value = {name: self._quantities[name].of(theta) for name in LIKELIHOODS[self.likelihood]}
-        as_tensor = {name: torch.as_tensor(v, dtype=theta.dtype, device=theta.device) for name, v in value.items()}
-        if self.likelihood == "student_t":
-            return StudentNoise(as_tensor["freedom"])
-        if self.likelihood == "mixture":
-            return MixtureNoise(as_tensor["outlier_fraction"], float(as_tensor["outlier_width"]))
-        return GaussianNoise()
 
     @property
     def _offset(self) -> Quantity | None:
@@ -188,10 +161,10 @@ class SupernovaCosmology:
         rows = theta.shape[0]
         x = dict(context) if context is not None else self.design.draw(rows, self.count, generator=generator)
         theta = theta.double()
-        law = self.noise(theta)
+        law = self.noise.law(theta)
         draws = law.draw((rows, self.count), generator=generator, dtype=torch.float64)
         covariance = present_covariance(x["covariance"].double(), x["present"])
-        noise = (coloring(covariance, symmetric=law.symmetric) @ draws[..., None])[..., 0]
+        noise = (coloring(covariance, symmetric=not self.noise.is_gaussian) @ draws[..., None])[..., 0]
         if self._offset is None:
             unit = torch.randn((rows, 1), generator=generator, device=theta.device, dtype=torch.float64)
             offset: Tensor | float = DRAWN_OFFSET[0] + DRAWN_OFFSET[1] * unit
@@ -214,9 +187,9 @@ class SupernovaCosmology:
         (Goliath et al. 2001, https://arxiv.org/abs/astro-ph/0104009). -inf, with gradient zero, where no distance exists.
         """
         exact = theta.double()  # float32 residuals in units of their errors would cost 1e-4 nats
-        survey = _Survey(x, symmetric=self.likelihood != "gaussian")
+        survey = _Survey(x, symmetric=not self.noise.is_gaussian)
         eps, exists = self._residuals(exact, x, survey)
-        density = self.noise(exact).log_density(eps) * survey.present
+        density = self.noise.law(exact).log_density(eps) * survey.present
         value = density.sum(-1) - 0.5 * survey.log_det
         if self._offset is None:
             value = value + 0.5 * (LOG_TWO_PI - survey.unit.square().sum(-1).log())
@@ -300,9 +273,9 @@ class SupernovaCosmology:
 
     def _fit(self, x: Mapping[str, Tensor]) -> tuple[PosteriorFit, _Survey, Callable[[Tensor], Tensor]]:
         """The fit, the survey, and whitened residuals as a function of u (..., N, D)."""
-        survey = _Survey(x, symmetric=self.likelihood != "gaussian")
+        survey = _Survey(x, symmetric=not self.noise.is_gaussian)
         start, spread = (v.to(x["magnitude"].device) for v in self._unconstrained.center())
-        law = self.noise(self._unconstrained.theta(start[None]))
+        law = self.noise.law(self._unconstrained.theta(start[None]))
 
         def residual(u: Tensor) -> Tensor:
             return self._residuals(self._unconstrained.theta(u), x, survey)[0]
@@ -374,24 +347,6 @@ def supernova_observables(count: int) -> tuple[Observable, ...]:
             "magnitude", shape, "mag", label="magnitude", against="redshift", error="covariance", present="present"
         ),
     )
-
-
-def _check_noise(quantities: Mapping[str, Quantity], parameters: tuple[Parameter, ...]) -> None:
-    """Noise parameters, or all of their priors, within their domain; `outlier_width` is a number."""
-    width = quantities.get("outlier_width")
-    if width is not None and (width.index is not None or width.value <= 1):
-        raise ValueError("supernova_cosmology: outlier_width: expected a number above 1, in units of the core")
-    ends = torch.tensor([1e-6, 1 - 1e-6], dtype=torch.float64)
-    for name, low, high in (("freedom", 0.0, math.inf), ("outlier_fraction", 0.0, 1.0)):
-        value = quantities.get(name)
-        if value is None:
-            continue
-        prior = None if value.index is None else parameters[value.index].prior
-        values = [value.value] if prior is None else prior.icdf(ends).tolist()
-        if not all(low < v < high for v in values):
-            raise ValueError(
-                f"supernova_cosmology: {name}: expected a value between {low:g} and {high:g}, got {values}"
-            )
 
 
 def _one_of(value: str, known: tuple[str, ...], what: str) -> None:

@@ -53,6 +53,7 @@ class Coordinates:
         orbits: of each planet.
         trend: quantities of the linear columns.
         jitters: quantity of each jitter.
+        law: free parameters of the noise law, of which the fit says nothing: they stay as the prior has them.
         prior: of theta.
         epoch: to which the fit's mean longitudes refer (d).
         span: T of the fit (d).
@@ -61,6 +62,7 @@ class Coordinates:
     orbits: tuple[Orbit, ...]
     trend: tuple[Quantity, ...]
     jitters: tuple[Quantity, ...]
+    law: tuple[Quantity, ...]
     prior: UnconstrainedPrior
     epoch: float
     span: float
@@ -80,6 +82,11 @@ class Coordinates:
                 shift[:, j] = torch.minimum(fit.jitter_error[:, j], 0.9 * fit.jitter[:, j])
                 up = self._unconstrained(fit.y, fit.jitter + shift, turns)
                 columns.append(((up - self._unconstrained(fit.y, fit.jitter - shift, turns)) / 2)[..., None])
+        for quantity in self.law:
+            index = quantity.index or 0
+            column = torch.zeros_like(center)
+            column[:, index] = _prior_width(self.prior.marginals[index])
+            columns.append(column[..., None])
         return Pilot(center, torch.cat(columns, -1))
 
     def _turns(self, y: Tensor) -> Tensor:
@@ -119,6 +126,8 @@ class Coordinates:
         for j, quantity in enumerate(self.jitters):
             if quantity.index is not None:
                 values[quantity.index] = jitter[..., j].expand(y.shape[:-1])
+        for quantity in self.law:
+            values[quantity.index or 0] = y.new_full(y.shape[:-1], quantity.value)
         return torch.stack([_to_real(self.prior.marginals[d], values[d]) for d in range(len(values))], dim=-1)
 
 
@@ -153,6 +162,12 @@ def _to_real(marginal: Distribution, value: Tensor) -> Tensor:
     inverse = biject_to(marginal.support).inv
     assert inverse is not None  # a bijection has one; torch's annotation allows None
     return torch.as_tensor(inverse(value.clamp(low, high)))
+
+
+def _prior_width(marginal: Distribution) -> float:
+    """Half of what the middle 68 % of a prior span on the unconstrained space."""
+    low, high = _to_real(marginal, marginal.icdf(torch.tensor([0.16, 0.84], dtype=torch.float64))).tolist()
+    return abs(high - low) / 2
 
 
 def _positive(covariance: Tensor) -> Tensor:

@@ -40,6 +40,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "multi_instrument_velocity": ("multi_instrument_velocity", SEVERAL),
     "multi_instrument_velocity_points": ("multi_instrument_velocity", SEVERAL | {"inputs": "points"}),
+    "multi_instrument_velocity_student": ("multi_instrument_velocity", SEVERAL | {"likelihood": "student_t"}),
+    "multi_instrument_velocity_mixture": ("multi_instrument_velocity", SEVERAL | {"likelihood": "mixture"}),
     "supernovae_lcdm": ("supernova_cosmology", {"count": 12}),
     "supernovae_curved": ("supernova_cosmology", {"count": 12, "model": "open_lcdm", "design": {"missing": 0.2}}),
     "supernovae_w0wa_student": (

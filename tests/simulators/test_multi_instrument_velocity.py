@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from simulators.multi_instrument_velocity import MultiInstrumentVelocity
+from simulators.noise_laws import LIKELIHOODS
 from simulators.priors import prior_of, sample
 from simulators.protocol import Data
 from simulators.radial_velocity import RadialVelocity
@@ -123,8 +124,9 @@ def test_with_one_instrument_it_is_radial_velocity() -> None:
     torch.testing.assert_close(several.log_likelihood(theta, x), expected, atol=1e-8, rtol=0)
 
 
-def test_what_stands_in_absent_points_does_not_matter() -> None:
-    simulator = hd164922(design=RANDOM, instruments=["k", "j", "a"], size=60)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_what_stands_in_absent_points_does_not_matter(likelihood: str) -> None:
+    simulator = hd164922(design=RANDOM, instruments=["k", "j", "a"], size=60, likelihood=likelihood)
     theta = sample(prior_of(simulator), 5, generator())
     x = simulator.simulate(theta, generator=generator(1))
     absent = x["present"] < 0.5
@@ -137,8 +139,9 @@ def test_what_stands_in_absent_points_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_offsets_change_nothing(dtype: torch.dtype) -> None:
-    simulator = hd164922()
+@pytest.mark.parametrize("likelihood", ["gaussian", "student_t"])
+def test_offsets_change_nothing(dtype: torch.dtype, likelihood: str) -> None:
+    simulator = hd164922(likelihood=likelihood)
     x = observed(simulator)
     shifted = dict(x)
     shifted["velocity"] = x["velocity"] + torch.tensor([3e4, -200.0, 7.0]).double()[x["instrument"].long()]
@@ -214,6 +217,50 @@ def test_too_eccentric_is_impossible() -> None:
     theta = point(*POINT, *JITTERS)
     theta[0, 3] = 0.995
     assert float(hd164922().log_likelihood(theta, observed(hd164922()))) == -math.inf
+
+
+# ------------------------------------------------------------ outliers
+
+
+def test_student_t_of_many_degrees_of_freedom_is_gaussian() -> None:
+    x = observed(hd164922())
+    student = hd164922(likelihood="student_t", noise={"freedom": 1e8})
+    theta = point(*POINT, *JITTERS)
+    expected = hd164922().log_likelihood(theta, x)
+    torch.testing.assert_close(student.log_likelihood(theta, x), expected, atol=1e-4, rtol=0)
+
+
+def with_an_outlier(x: Data, shift: float) -> Data:
+    velocity = x["velocity"].clone()
+    velocity[0, 100] += shift
+    return x | {"velocity": velocity}
+
+
+def test_an_outlier_moves_a_robust_first_guess_less() -> None:
+    """One velocity of 401, 100 m/s off: the orbits move by less than one of their scales, those of a least-squares fit by two."""
+    moves = {}
+    for likelihood in ("gaussian", "student_t", "mixture"):
+        simulator = hd164922(likelihood=likelihood)
+        x = observed(simulator)
+        before, scale = simulator.pilot(x)
+        after, _ = simulator.pilot(with_an_outlier(x, 100.0))
+        moves[likelihood] = float(((after - before) / scale)[:, :10].abs().max())
+    assert moves["gaussian"] > 2
+    assert max(moves["student_t"], moves["mixture"]) < 0.8
+
+
+def test_an_outlier_costs_a_robust_likelihood_little() -> None:
+    theta = {"gaussian": point(*POINT, *JITTERS), "student_t": point(*POINT, *JITTERS)}
+    theta["mixture"] = point(*POINT, *JITTERS, 0.01)
+    cost = {}
+    for likelihood, value in theta.items():
+        simulator = hd164922(likelihood=likelihood)
+        x = observed(simulator)
+        both = [float(simulator.log_likelihood(value, data)) for data in (x, with_an_outlier(x, 100.0))]
+        cost[likelihood] = both[0] - both[1]
+    assert cost["gaussian"] > 500
+    assert 0 < cost["student_t"] < 30
+    assert cost["mixture"] < 0.1 * cost["gaussian"]
 
 
 # ------------------------------------------------------------ the first guess

@@ -5,11 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from simulators.noise_laws import GaussianNoise, MixtureNoise, NoiseLaw, StudentNoise
 from simulators.supernova_noise import (
-    GaussianNoise,
-    MixtureNoise,
-    NoiseLaw,
-    StudentNoise,
     coloring,
     present_covariance,
     whitening,

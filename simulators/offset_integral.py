@@ -1,0 +1,60 @@
+r"""Offsets of instruments marginalised where the law of the noise has no analytic marginal.
+
+    log L  =  sum_i log Integral d gamma_i  prod_{m in i} f((r_m - gamma_i) / s_m) / s_m
+
+Given theta the instruments are independent, and each integral has one dimension: gamma = c + h sinh(u) with c a robust mean and h its
+error, by the trapezoidal rule in u, which converges exponentially for smooth integrands and reaches far into heavy tails
+(Trefethen and Weideman 2014, SIAM Review 56, 385). c and h move the nodes, not the integral: no gradient goes through them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from simulators.noise_laws import NoiseLaw
+
+STEP = 0.3
+"""In u, and so in standard deviations near the peak."""
+REACH = 6.6
+"""Largest u: 370 standard deviations from the peak."""
+REWEIGHTINGS = 6
+NODES = 2 * round(REACH / STEP) + 1
+
+
+def log_marginal(law: NoiseLaw, residual: Tensor, scale: Tensor, membership: Tensor) -> Tensor:
+    """log L of N stars under flat densities of 1 per unit of each offset, (..., N).
+
+    Good to 1e-5 nats where one peak holds the integral. Peaks that lie tens of errors apart, which takes an instrument of a few points
+    that contradict each other, fall between the nodes.
+
+    Args:
+        law: f, whose tensors broadcast with (..., N, M).
+        residual: r, (..., N, M).
+        scale: s, (..., N, M).
+        membership: 1 where point m is there and of instrument i, (N, M, I).
+    """
+    with torch.no_grad():
+        center, width = robust_mean(law, residual, scale, membership)
+    u = torch.linspace(-REACH, REACH, NODES, dtype=residual.dtype, device=residual.device)
+    u = u.reshape(-1, *(1 for _ in center.shape))
+    per_point = membership.mT  # (N, I, M)
+    offset = ((center + width * u.sinh())[..., None, :] @ per_point)[..., 0, :]  # (G, ..., N, M)
+    density = (law.log_density((residual - offset) / scale) - scale.log()) * membership.sum(-1)
+    integrand = (density[..., None, :] @ membership)[..., 0, :] + u.cosh().log()  # (G, ..., N, I)
+    integral = integrand.logsumexp(0) + (STEP * width).log()
+    return torch.where(membership.sum(-2) > 0, integral, 0.0).sum(-1)
+
+
+def robust_mean(law: NoiseLaw, residual: Tensor, scale: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of each instrument with outliers weighted down, from the median on, and its error, (..., N, I) each; 0 and 1 without points."""
+    apart = torch.where(membership.mT > 0.5, residual[..., None, :], torch.nan)  # (..., N, I, M)
+    center = apart.nanmedian(-1).values.nan_to_num(0.0)
+    weight = scale.reciprocal().square()
+    total = torch.ones_like(center)
+    for _ in range(REWEIGHTINGS):
+        offset = (center[..., None, :] @ membership.mT)[..., 0, :]
+        counted = weight * law.weight((residual - offset) / scale)
+        total = (counted[..., None, :] @ membership)[..., 0, :]
+        center = ((counted * residual)[..., None, :] @ membership)[..., 0, :] / total.clamp_min(1e-30)
+    return center, torch.where(membership.sum(-2) > 0, total.clamp_min(1e-30).rsqrt(), 1.0)
