@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from pipeline.store import hdf5_content_digest, write_data
+from simulators.lens_subhalos import LensSubhalos
 from simulators.protocol import Observable
 from simulators.radial_velocity import velocity_observables
 from simulators.strong_lens import StrongLens
@@ -151,6 +152,32 @@ def write_lens(folder: Path) -> Path:
     return path
 
 
+SUBHALOS = "lens_subhalos_simulated.h5"
+SUBHALO_TRUTH = {"log10_fraction": -1.3, "slope": -1.9}
+
+
+def write_subhalos(folder: Path) -> Path:
+    """Write an image of the same lens with subhalos in it."""
+    simulator = LensSubhalos(lens={"noise_scatter": 0.0})
+    theta = torch.tensor([list(SUBHALO_TRUTH.values())], dtype=torch.float64)
+    macro = torch.tensor([list(LENS_TRUTH.values())], dtype=torch.float64)
+    einstein = macro[:, list(LENS_TRUTH).index("einstein_radius")]
+    stream = torch.Generator().manual_seed(4)
+    subhalos = simulator.draw_subhalos(theta, einstein, generator=stream)[0]
+    bent = simulator.deflection(theta[0], einstein[0], subhalos)
+    x = simulator.lens.observe_models(simulator.lens.model_image(macro, perturbation=bent), None, generator=stream)
+    x["image"] = x["image"].round(decimals=4)
+    attributes = {
+        "origin": "simulated by data/make_data.py with the simulator lens_subhalos; no observation",
+        "truth": json.dumps(SUBHALO_TRUTH),
+    }
+    path = folder / SUBHALOS
+    write_data(
+        path, observables=simulator.observables, x=x, ids=["simulated lens with subhalos"], attributes=attributes
+    )
+    return path
+
+
 def main() -> int:
     """Write what is simulated and every file of `STARS`; one readable line and exit code 2 where the source is not as expected."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
@@ -158,6 +185,7 @@ def main() -> int:
         for path in [
             write_survey(FOLDER),
             write_lens(FOLDER),
+            write_subhalos(FOLDER),
             *(write_star(s, read_verified(s, RADVEL_DATA), FOLDER) for s in STARS),
         ]:
             print(f"{path.name}: content {hdf5_content_digest(path)}")

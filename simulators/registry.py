@@ -20,6 +20,7 @@ BUILT_IN: dict[str, str] = {
     "multi_instrument_velocity": "simulators.multi_instrument_velocity:MultiInstrumentVelocity",
     "supernova_cosmology": "simulators.supernova_cosmology:SupernovaCosmology",
     "strong_lens": "simulators.strong_lens:StrongLens",
+    "lens_subhalos": "simulators.lens_subhalos:LensSubhalos",
     "two_moons": "simulators.benchmark.two_moons:TwoMoons",
     "slcp": "simulators.benchmark.slcp:Slcp",
     "slcp_distractors": "simulators.benchmark.slcp_distractors:SlcpDistractors",

@@ -127,14 +127,21 @@ class StrongLens:
 
     # ------------------------------------------------------------ physics
 
-    def model_image(self, theta: Tensor) -> Tensor:
-        """Noise-free image in e-/s a native pixel, theta (B, 14) -> (B, P, P), float32."""
+    def model_image(self, theta: Tensor, *, perturbation: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Noise-free image in e-/s a native pixel, theta (B, 14) -> (B, P, P), float32.
+
+        Args:
+            perturbation: deflections by what else there is (arcsec), (native, native) or (B, native, native) each.
+        """
         column = {p.name: theta[:, d, None, None].float() for d, p in enumerate(self.parameters)}
         lens = {k: column[f"lens_{k}"] for k in ("x", "y", "e1", "e2")}
         lens |= {"radius": column["einstein_radius"], "shear_1": column["shear_1"], "shear_2": column["shear_2"]}
         source = {k: column[f"source_{k}"] for k in ("x", "y", "e1", "e2", "radius", "index", "brightness")}
         x, y = self.grid.centers(native=True, device=theta.device)
-        image = sersic(source, *source_plane(lens, x, y))
+        beta_x, beta_y = source_plane(lens, x, y)
+        if perturbation is not None:
+            beta_x, beta_y = beta_x - perturbation[0], beta_y - perturbation[1]
+        image = sersic(source, beta_x, beta_y)
         return self.grid.binned(convolved(image, self.instrument.psf.to(theta.device)))
 
     def _in_blocks(self, theta: Tensor) -> Tensor:
@@ -150,15 +157,20 @@ class StrongLens:
         self, theta: Tensor, context: Mapping[str, Tensor] | None = None, *, generator: torch.Generator
     ) -> Data:
         """Images with noise (e-/s a native pixel), theta (N, 14)."""
-        count = len(theta)
+        return self.observe_models(self._in_blocks(theta.detach()), context, generator=generator)
+
+    def observe_models(
+        self, model: Tensor, context: Mapping[str, Tensor] | None, *, generator: torch.Generator
+    ) -> Data:
+        """Noise-free images (N, P, P) with noise, and the conditions that they were taken in."""
+        count, device = len(model), model.device
         if context is None:
-            noise, mask = (t.to(theta.device).expand(count, -1, -1) for t in (self.instrument.noise, self._mask))
-            scatter = torch.randn(count, 1, 1, generator=generator, device=theta.device)
+            noise, mask = (t.to(device).expand(count, -1, -1) for t in (self.instrument.noise, self._mask))
+            scatter = torch.randn(count, 1, 1, generator=generator, device=device)
             noise = noise * torch.exp(self.noise_scatter * scatter)
         else:
             noise, mask = context["noise"].float(), context["mask"].float()
-        model = self._in_blocks(theta.detach())
-        normal = torch.randn(model.shape, generator=generator, device=theta.device)
+        normal = torch.randn(model.shape, generator=generator, device=device)
         return {"image": (model + noise * normal) * mask, "noise": noise.contiguous(), "mask": mask.contiguous()}
 
     def log_likelihood(self, theta: Tensor, x: Mapping[str, Tensor]) -> Tensor:

@@ -46,11 +46,15 @@ def test_the_simulated_survey_is_what_the_script_writes(make_data: ModuleType, t
     assert digest in (DATA / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_simulated_lens_is_what_the_script_writes(make_data: ModuleType, tmp_path: Path) -> None:
-    with h5py.File(make_data.write_lens(tmp_path)) as made, h5py.File(DATA / make_data.LENS) as shipped:
-        for name in ("image", "noise", "mask"):  # transforms differ in their last bits from machine to machine
-            np.testing.assert_allclose(made[f"x/{name}"][...], shipped[f"x/{name}"][...], atol=2e-4)  # pyright: ignore
-    assert hdf5_content_digest(DATA / make_data.LENS) in (DATA / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["LENS", "SUBHALOS"])
+def test_a_simulated_lens_is_what_the_script_writes(make_data: ModuleType, tmp_path: Path, name: str) -> None:
+    write = {"LENS": make_data.write_lens, "SUBHALOS": make_data.write_subhalos}[name]
+    shipped_path = DATA / getattr(make_data, name)
+    with h5py.File(write(tmp_path)) as made, h5py.File(shipped_path) as shipped:
+        for observable in ("image", "noise", "mask"):  # transforms differ in their last bits from machine to machine
+            ours, theirs = made[f"x/{observable}"], shipped[f"x/{observable}"]
+            np.testing.assert_allclose(ours[...], theirs[...], atol=2e-4)  # pyright: ignore
+    assert hdf5_content_digest(shipped_path) in (DATA / "README.md").read_text(encoding="utf-8")
 
 
 def test_another_file_under_the_name_is_refused(make_data: ModuleType, tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"count": 12, "model": "wcdm", "offset": "sampled", "likelihood": "mixture"},
     ),
     "strong_lens": ("strong_lens", {"pixels": 13, "binning": 3}),
+    "lens_subhalos": ("lens_subhalos", {"lens": {"pixels": 13, "binning": 3}}),
     "two_moons": ("two_moons", {}),
     "slcp": ("slcp", {}),
     "slcp_distractors": ("slcp_distractors", {}),
