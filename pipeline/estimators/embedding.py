@@ -48,12 +48,15 @@ class Embedding(nn.Module):
         features: F.
         settings: kind and sizes of the network.
         shape: of the features of one observation; `settings.shape` goes before it. Kinds with structure need it.
+        readout: C where a linear layer is to follow: sbi's networks end in a ReLU, whose output piles up at zero, which has no density.
 
     Raises:
         InputError: a kind with structure without a shape, or with one that does not fit.
     """
 
-    def __init__(self, features: int, settings: EmbeddingSettings, *, shape: Sequence[int] = ()) -> None:
+    def __init__(
+        self, features: int, settings: EmbeddingSettings, *, shape: Sequence[int] = (), readout: int | None = None
+    ) -> None:
         super().__init__()
         self.features, self.output = features, settings.output
         self.mixed = settings.precision == "bfloat16"
@@ -85,6 +88,9 @@ class Embedding(nn.Module):
                 )
             else:
                 self.network = FCEmbedding(features, output_dim=output, num_layers=layers, num_hiddens=hidden)
+        if readout is not None:
+            self.network = nn.Sequential(self.network, nn.Linear(self.output, readout))
+            self.output = readout
 
     def forward(self, features: Tensor) -> Tensor:
         standardized = self.standardize(features)

@@ -73,6 +73,7 @@ class PosteriorNetwork(nn.Module):
         flow, embedding: kinds and sizes.
         periodic: for each parameter, whether it is periodic; none by default.
         shape: of the features of one observation, for embeddings with structure.
+        readout: numbers of a linear layer at the embedding's end, for one that is to be a summary.
     """
 
     refinable = True  # a copy of its flow can be trained further
@@ -89,12 +90,13 @@ class PosteriorNetwork(nn.Module):
         embedding: EmbeddingSettings,
         periodic: Sequence[bool] = (),
         shape: Sequence[int] = (),
+        readout: int | None = None,
     ) -> None:
         super().__init__()
         self.support = SupportTransform(prior, periodic)
         self.dimension = self.support.dimension
         self.angles = [d for d, p in enumerate(periodic) if p]
-        self.embedding = Embedding(features, embedding, shape=shape)
+        self.embedding = Embedding(features, embedding, shape=shape, readout=readout)
         self.flow = ConditionalFlow(self.dimension, self.embedding.output, flow, periodic=periodic)
         self.register_buffer("shift", torch.zeros(self.dimension, dtype=torch.float64))
         self.register_buffer("width", torch.ones(self.dimension, dtype=torch.float64))

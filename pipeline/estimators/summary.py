@@ -3,7 +3,7 @@ r"""s(x): the numbers whose density is learned in place of that of x.
     none       all data numbers as they are
     features   the simulator's own summaries
     pca        principal components of the standardised data
-    learned    an embedding e(x), trained by forward KL through a flow q(theta | e(x)):
+    learned    an embedding e(x) that ends in a linear layer, trained by forward KL through a flow q(theta | e(x)):
 
         I(theta; s)  =  H(theta) - H(theta|s)  >=  H(theta) + < log q(theta | s(x)) >_{p(theta, x)}
 
@@ -82,8 +82,8 @@ class Summary(nn.Module):
         self.shape = shape
         self.embedding: Embedding | None = None
         if shape.kind == "learned":
-            chosen = settings.embedding.model_copy(update={"output": shape.given})
-            self.embedding = Embedding(shape.read, chosen, shape=feature_shape(simulator))
+            structure = feature_shape(simulator)
+            self.embedding = Embedding(shape.read, settings.embedding, shape=structure, readout=shape.given)
         if shape.kind == "pca":
             self.register_buffer("center", torch.zeros(shape.read, dtype=torch.float64))
             self.register_buffer("components", torch.zeros(shape.read, shape.given, dtype=torch.float64))

@@ -190,9 +190,10 @@ class Learner:
             prior_of(self.simulator),
             summary.shape.read,
             flow=self.settings.flow.model_copy(update={"kind": "coupling"}),
-            embedding=self.settings.summary.embedding.model_copy(update={"output": summary.shape.given}),
+            embedding=self.settings.summary.embedding,
             periodic=[p.periodic for p in self.simulator.parameters],
             shape=feature_shape(self.simulator),
+            readout=summary.shape.given,
         )
 
     # ------------------------------------------------------------ densities

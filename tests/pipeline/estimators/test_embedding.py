@@ -61,6 +61,19 @@ def test_output_has_its_shape_is_finite_and_differs_between_rows(kind: str) -> N
         torch.testing.assert_close(net(observations()[n : n + 1])[0], context[n])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_readout_has_a_density(kind: str) -> None:
+    """No value is taken twice: the ReLU in which sbi's networks end puts many rows at exactly zero."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        net = Embedding(FEATURES, settings(kind), shape=SHAPES[kind], readout=3)
+    net.standardize.fit(observations(400))
+    summary = net(observations(400))
+    assert summary.shape == (400, net.output) == (400, 3)
+    same = 20 if kind in ITEMS else 2  # sets without items look the same
+    assert all(len(column.unique()) > 400 - same for column in summary.T)
+
+
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "none"])
 def test_gradients_reach_every_parameter(kind: str) -> None:
     net = embedding(kind, hidden=32)
