@@ -306,6 +306,7 @@ def draw_scarce(path: Path) -> None:
     for row, raw, certified, _ in means():
         if count := int(row["simulations"]):
             curves.setdefault(row["task"], {}).setdefault(row["schedule"], {})[count] = (raw, certified)
+    curves = {task: schedules for task, schedules in curves.items() if len(schedules) > 1}
     if not curves:
         return
     with house_style():
@@ -327,8 +328,9 @@ def draw_scarce(path: Path) -> None:
             axis.axhline(0.5, color="black", linewidth=0.8)
             axis.set_xlabel("stored simulations")
             axis.set_ylabel("C2ST, raw q (certified: dashed)")
-            axis.legend()
             grid_lines(axis)
+        full = max(grid, key=lambda axis: len(axis.lines))
+        figure.legend(*full.get_legend_handles_labels(), loc="outside upper center", ncols=4)
         freeze_layout(figure).savefig(path, dpi=150)
 
 

@@ -300,6 +300,10 @@ class ValidateSettings(Settings):
     least_ess: PositiveFloat = Field(
         default=100.0, description="least effective sample size with which a simulation is tested"
     )
+    weighted: bool = Field(
+        default=True,
+        description="true: the delivered posterior, q weighted by the likelihood; false: q as the network has it, where too few draws would stay effective",
+    )
 
 
 class EmceeSettings(Settings):

@@ -15,6 +15,8 @@ from torch import Tensor
 
 SOFTENING_ARCSEC = 1e-4
 """Core of the Sersic profile: a pixel's centre may fall on its cusp. 1e-3 took up to 6 % off the brightest pixel of cuspy sources."""
+LENS_CORE_ARCSEC = 1e-6
+"""A lens on a pixel's centre would divide zero by zero there, and the convolution carry that everywhere."""
 TINY = 1e-12
 
 
@@ -78,7 +80,9 @@ def source_plane(lens: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor,
 
     q, phi = ratio_and_angle(lens["e1"], lens["e2"])
     # q = 1 exactly divides by zero; 1e-4 of an ellipticity moves nothing by more than 1e-4 of the radius
-    sie_x, sie_y = reduced_deflection_angle_sie(lens["x"], lens["y"], q.clamp_max(1 - 1e-4), phi, lens["radius"], x, y)
+    sie_x, sie_y = reduced_deflection_angle_sie(
+        lens["x"], lens["y"], q.clamp_max(1 - 1e-4), phi, lens["radius"], x, y, LENS_CORE_ARCSEC
+    )
     shear_x, shear_y = reduced_deflection_angle_external_shear(
         lens["x"], lens["y"], lens["shear_1"], lens["shear_2"], x, y
     )

@@ -20,6 +20,7 @@ from astropy import constants, units
 from astropy.cosmology import Planck18
 from torch import Tensor
 
+from simulators.lens_residuals import SmoothFit
 from simulators.observing_design import check_keys, number
 from simulators.priors import PriorSpec, distribution_from_spec, prior_of, sample
 from simulators.protocol import Data, Parameter
@@ -84,7 +85,8 @@ class LensSubhalos:
         region_arcsec: R.
         lens_redshift, source_redshift: for the critical surface density Sigma_cr.
         priors: in place of those above.
-        lens: options of `strong_lens`: pixels, PSF, noise, priors of what is latent.
+        lens: options of `strong_lens`: pixels, PSF, noise, and `priors` of what is latent. Give those that a fit of the same image by
+            `strong_lens` left: the features hold near their medians.
     """
 
     name = "lens_subhalos"
@@ -122,7 +124,7 @@ class LensSubhalos:
             for name, (spec, label) in PRIORS.items()
         )
         self.observables = self.lens.observables
-        self.feature_shape = self.lens.feature_shape
+        self.fit = SmoothFit(self.lens)
         self._latent = prior_of(self.lens)
         self._radius = [p.name for p in self.lens.parameters].index("einstein_radius")
 
@@ -168,8 +170,8 @@ class LensSubhalos:
         return total_x.float(), total_y.float()
 
     def features(self, x: Mapping[str, Tensor]) -> Tensor:
-        """asinh of the signal-to-noise ratio of each pixel, 0 where masked, (N, P * P)."""
-        return self.lens.features(x)
+        """Power of what a smooth lens leaves of the image, by spatial frequency, (N, 6): see `simulators.lens_residuals`."""
+        return self.fit.power(x)
 
     def read_observation(self, path: Path | str) -> tuple[Data, list[str]]:
         """An image as `strong_lens` reads it."""

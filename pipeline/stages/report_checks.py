@@ -150,6 +150,8 @@ def calibration_of(run: Run, path: Path | None) -> tuple[CalibrationReport | Non
         if under_proposal
         else ""
     )
+    if not run.case.validation.weighted:
+        note += "These are draws of q as the network has it: what `infer` delivers is weighted, or refined first."
     if not tested.all():
         note += (
             f" {int((~tested).sum())} of {len(tested)} simulations were not tested: too few effective draws. The choice "

@@ -43,8 +43,8 @@ class HeldOutDraws:
 
     Attributes:
         theta: (L, N, D).
-        ess_fraction: of q against the prior's posterior, (N,); NaN without a likelihood.
-        calibration_ess: effective draws of the posterior whose ranks are tested, (N,); L without a likelihood.
+        ess_fraction: of q against the prior's posterior, (N,); NaN unweighted.
+        calibration_ess: effective draws of the posterior whose ranks are tested, (N,); infinite unweighted.
     """
 
     theta: Tensor
@@ -57,6 +57,10 @@ def validate(run: Run, *, share: Share | None = None) -> Path:
 
     With `share` only the draws that are the part of one of several jobs are made.
     """
+    if run.case.simulate.proposal and not run.case.validation.weighted:
+        raise InputError(
+            "validate.weighted: false needs theta from the prior: with a proposal only weights make ranks uniform"
+        )
     inputs = {"posterior": run.input("train"), "simulations": run.input("simulate")}
     need_same_settings(run, inputs["simulations"], "simulate")
     need_same_settings(run, inputs["posterior"], "train")
@@ -76,7 +80,12 @@ def validate(run: Run, *, share: Share | None = None) -> Path:
     if int(tested.sum()) < LEAST_TESTED:
         raise InputError(
             f"validate: only {int(tested.sum())} of {len(data)} simulations have {run.case.validation.least_ess:g} effective "
-            "draws of the tested posterior; raise validate.proposals, or widen simulate.proposal towards the prior"
+            "draws of the tested posterior; raise validate.proposals, "
+            + (
+                "widen simulate.proposal towards the prior"
+                if run.case.simulate.proposal
+                else "or test q itself: validate.weighted: false"
+            )
         )
     assert data.theta is not None
     calibration = calibrate(data.theta[tested], draws.theta.cpu()[:, tested], seed=run.case.seed)
@@ -87,6 +96,8 @@ def validate(run: Run, *, share: Share | None = None) -> Path:
         f"validate: {verdict} on {int(tested.sum())} of {len(data)} held-out simulations: least p-value "
         f"{calibration.least_p_value:.3f} of {calibration.tests} tests"
     )
+    if not bool(draws.ess_fraction.isfinite().all()):
+        return finish(run, key, "draws of q as they are, unweighted")
     median, mean = float(draws.ess_fraction.median()), float(draws.ess_fraction.mean())
     return finish(run, key, f"amortized ess_fraction on held-out simulations: mean {mean:.3f}, median {median:.3f}")
 
@@ -122,7 +133,7 @@ def _deliver(run: Run, posterior: Posterior, data: DataSet, parts: Parts, share:
             if missing:
                 x = posterior.data(rows.x)
                 stream = generator(run.case.seed, "validate", block, device=run.device)
-                if has_likelihood(posterior.simulator):
+                if settings.weighted and has_likelihood(posterior.simulator):
                     draws = _weighted_draws(run, posterior, x, stream)
                 else:
                     theta, _ = posterior.sample_and_log_prob((settings.draws,), x, generator=stream)

@@ -47,6 +47,17 @@ def test_deflections_are_lenstronomys() -> None:
         np.testing.assert_allclose(mine[0].numpy().ravel(), other, atol=2e-5)
 
 
+def test_a_lens_on_a_pixels_centre_gives_a_finite_image() -> None:
+    simulator = StrongLens(pixels=13)
+    theta = torch.tensor(
+        [[0.0, 0, 1.2, 0.1, 0, 0.02, 0, 0.1, 0, 0.1, 0, 0.2, 1, 0.1]], dtype=torch.float64, requires_grad=True
+    )
+    image = simulator.model_image(theta)
+    assert bool(image.isfinite().all())
+    (slope,) = torch.autograd.grad(image.sum(), theta)
+    assert bool(slope.isfinite().all())
+
+
 def test_brightness_is_lenstronomys() -> None:
     models: Any = pytest.importorskip("lenstronomy.LightModel.light_model", reason="lenstronomy is not installed")
     q, phi = (float(v) for v in ratio_and_angle(torch.tensor(0.1).double(), torch.tensor(0.2).double()))

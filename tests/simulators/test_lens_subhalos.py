@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from astropy import constants, units
 from astropy.cosmology import Planck18
 from scipy.integrate import quad
 
 from simulators.lens_subhalos import LensSubhalos, MassFunction, critical_density
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"pixels": 13, "binning": 3, "native_arcsec": 0.15}
 
 
@@ -100,6 +103,19 @@ def test_images_of_a_lens_without_subhalos_are_strong_lens_images() -> None:
     simulator = LensSubhalos(lens=SMALL)
     nothing = simulator.deflection(theta(-300.0, -1.9)[0], torch.tensor(1.6), torch.zeros(0, 3))
     assert max(float(n.abs().max()) for n in nothing) == 0.0
+
+
+def test_residuals_of_a_smooth_lens_are_noise_and_of_one_with_subhalos_are_not() -> None:
+    """Power of noise is 1, less what 14 fitted numbers take out of the lowest of six bands of 250 frequencies."""
+    case = yaml.safe_load((ROOT / "configs" / "lens_subhalos.yaml").read_text(encoding="utf-8"))
+    simulator = LensSubhalos(**case["simulator"]["options"])
+    smooth = simulator.features(simulator.simulate(theta(-300.0, -1.9, 40), generator=generator(1)))
+    assert smooth.shape == (40, 6)
+    error = smooth.std(0) / 40**0.5
+    assert bool((smooth.mean(0)[1:].abs() < 4 * error[1:]).all())
+    assert -0.12 < float(smooth.mean(0)[0]) < 0.0
+    clumpy = simulator.features(simulator.simulate(theta(-1.0, -1.9, 40), generator=generator(2)))
+    assert bool((clumpy.mean(0)[:4] > 0.3).all())
 
 
 @pytest.mark.parametrize(

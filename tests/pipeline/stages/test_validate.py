@@ -52,6 +52,37 @@ def test_an_overconfident_posterior_fails(trained: Run, monkeypatch: pytest.Monk
     assert not calibration(stage.validate(run))["passed"]
 
 
+def changed(run: Run, folder: Path, **changes: Any) -> Run:
+    """The trained run with other settings of validate, in a folder of its own."""
+    case = run.case.model_copy(update={"validation": run.case.validation.model_copy(update=changes)})
+    other = Run(case, folder)
+    for name in ("simulate", "train"):
+        other.output(name).symlink_to(run.output(name))
+    (folder / "simulations").symlink_to(run.folder / "simulations")
+    return other
+
+
+def test_q_itself_is_tested_without_weights(
+    trained: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stage, "_weighted_draws", None)
+    c = calibration(stage.validate(changed(trained, tmp_path, weighted=False)))
+    assert c["tested"].all()
+    assert np.isnan(c["ess_fraction"]).all()
+    assert "unweighted" in capsys.readouterr().err
+
+
+def test_where_weights_leave_too_little_it_says_what_to_do(trained: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"only 0 of 400 .* or test q itself: validate.weighted: false"):
+        stage.validate(changed(trained, tmp_path, least_ess=1e9))
+
+
+def test_q_itself_is_not_tested_under_a_proposal(tmp_path: Path) -> None:
+    changes = {"simulate": {"proposal": {"theta_1": {"uniform": [-1, 1]}}}, "validate": {"weighted": False}}
+    with pytest.raises(InputError, match="only weights make ranks uniform"):
+        stage.validate(Run(load_case(write_case(tmp_path, changes)), tmp_path / "run"))
+
+
 def test_under_a_proposal_the_proposals_posterior_is_tested(tmp_path: Path) -> None:
     changes = {
         "simulate": {"count": 8_000, "held_out": 1_000, "proposal": {"theta_1": {"uniform": [-0.5, 1.5]}}},
