@@ -175,7 +175,8 @@ def _after_refinement(before: Outcome, repair: Repair, settings: InferSettings) 
     after = replace(before, likelihood_calls=before.likelihood_calls + repair.calls, note=note)
     if not note:
         return replace(after, proposals=repair.draws, evidence=repair.evidence, verdict="refined")
-    if before.verdict == "failed" and repair.earns_corrected(before.amortized, settings):
+    better = before.verdict == "failed" or bool(repair.evidence.ess_fraction > before.evidence.ess_fraction)
+    if before.verdict != "exact" and better and repair.earns_corrected(before.amortized, settings):
         return replace(after, proposals=repair.draws, evidence=repair.evidence, verdict="corrected")
     return after
 

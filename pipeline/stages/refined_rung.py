@@ -16,7 +16,7 @@ from pipeline.estimators.proposal import Amortized, Mixture, Proposal, weigh
 from pipeline.progress import progress_bar
 from pipeline.rng import generator
 from pipeline.settings import InferSettings
-from pipeline.stages.verdicts import verdict_of, what_it_lost, why_rejected
+from pipeline.stages.verdicts import is_better, verdict_of, what_it_lost
 from pipeline.training.adaptation import adapt
 from pipeline.training.refinement import refine
 from simulators.protocol import Data
@@ -137,9 +137,9 @@ class _Group:
         if adapted is None:
             return refined
         return [
-            Repair(a.draws, a.evidence, a.missed, calls)
-            if why_rejected(r.evidence, a.evidence, self.settings, missed=r.missed)
-            else r
+            r
+            if is_better(r.evidence, a.evidence, self.settings, missed=r.missed)
+            else Repair(a.draws, a.evidence, a.missed, calls)
             for r, a in zip(refined, adapted, strict=True)
         ]
 

@@ -45,6 +45,13 @@ def why_rejected(refined: Evidence, amortized: Evidence, settings: InferSettings
     return what_it_lost(refined, amortized, missed=missed)
 
 
+def is_better(refined: Evidence, adapted: Evidence, settings: InferSettings, *, missed: float) -> bool:
+    """Whether the ELBO's descent lost nothing that the copy before it has, and weighs well, or at least better."""
+    if what_it_lost(refined, adapted, missed=missed):
+        return False
+    return is_exact(refined, settings) or bool(refined.ess_fraction > adapted.ess_fraction)
+
+
 def what_it_lost(repaired: Evidence, amortized: Evidence, *, missed: float, rung: str = "refinement") -> str:
     """Empty if a repair has kept what the amortized q had seen: it must not certify itself by forgetting a mode.
 

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.estimators.importance import Evidence, log_evidence, log_evidence_error
+from pipeline.estimators.importance import Evidence, WeightedDraws, log_evidence, log_evidence_error
 from pipeline.estimators.posterior import Posterior, load_posterior
 from pipeline.settings import InferSettings, RefineSettings, SampleSettings
-from pipeline.stages.ladder import climb, climb_all, one_row, weigh_amortized
+from pipeline.stages.ladder import Outcome, _after_refinement, climb, climb_all, one_row, weigh_amortized
+from pipeline.stages.refined_rung import Repair
 from pipeline.stages.run import Run
-from pipeline.stages.verdicts import verdict_of, why_rejected
+from pipeline.stages.verdicts import is_better, verdict_of, why_rejected
 from tests.pipeline.conftest import gaussian_case
 from tests.pipeline.estimators.test_weighted_posterior import posterior_of
 
@@ -56,6 +57,34 @@ def test_a_refinement_that_all_but_misses_a_draw_is_rejected_however_large_the_e
     assert why_rejected(evidence(log_evidence=-6.2), amortized, settings) == ""
     assert "forgotten a mode" in why_rejected(evidence(log_evidence=-6.2), amortized, settings, missed=0.5)
     assert why_rejected(evidence(log_evidence=-6.2), amortized, settings, missed=0.001) == ""
+
+
+@pytest.mark.parametrize(
+    ("refined", "missed", "better"),
+    [
+        ({"ess": 0.6}, 0.0, True),
+        ({"ess": 0.6}, 0.5, False),
+        ({"ess": 0.6, "log_evidence": -5.2}, 0.0, False),
+        ({"ess": 0.4, "k": 0.6}, 0.0, True),  # not exact, but better than what it began with
+        ({"ess": 0.4, "log_evidence": -5.2}, 0.0, False),
+        ({"ess": 0.2}, 0.0, False),
+    ],
+)
+def test_the_better_of_two_copies_is_kept(refined: dict[str, float], missed: float, better: bool) -> None:
+    adapted = evidence(ess=0.3)
+    assert is_better(evidence(**refined), adapted, InferSettings(), missed=missed) == better
+
+
+def test_a_repair_that_is_no_more_than_corrected_is_kept_where_it_is_the_better_one() -> None:
+    settings = InferSettings()
+    draws = WeightedDraws(*(torch.zeros(20_000, 1, *d, dtype=torch.float64) for d in ((2,), (), (), ())))
+    amortized = evidence(ess=0.2, k=0.6)
+    before = Outcome("corrected", draws.theta[:0, 0], draws, amortized, amortized, 0.0, 20_000)
+    for ess, kept in ((0.4, 0.4), (0.1, 0.2)):
+        after = _after_refinement(before, Repair(draws, evidence(ess=ess, k=0.6), 0.0), settings)
+        assert after.verdict == "corrected"
+        assert float(after.evidence.ess_fraction) == pytest.approx(kept)
+        assert "reached" in after.note
 
 
 @pytest.fixture
