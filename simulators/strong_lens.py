@@ -19,6 +19,8 @@ from simulators.protocol import Data, ImageView, Observable, Parameter
 
 BLOCK = 64
 """Images computed at once: 4 MB an array at 117 native pixels a side, some 50 arrays where gradients are wanted."""
+MODELS = 2048
+"""Models compared with data at once: 12 MB an array at 39 pixels a side."""
 PSF_SIZE = 25
 PRIORS: dict[str, tuple[PriorSpec, str, str]] = {
     # the lens lies under its light, which was subtracted about the centre of the image
@@ -178,8 +180,11 @@ class StrongLens:
 
         Args:
             theta: (..., N, 14).
-            x: N images.
+            x: N images. Draws go through in parts, so that their models do not fill the memory, unless gradients are wanted.
         """
+        part = max(1, MODELS // len(x["image"]))
+        if theta.dim() > 2 and len(theta) > part and not torch.is_grad_enabled():
+            return torch.cat([self.log_likelihood(some, x) for some in theta.split(part)])
         flat = theta.reshape(-1, theta.shape[-1])
         model = self._in_blocks(flat).view(*theta.shape[:-1], *x["image"].shape[1:])
         used = x["mask"] > 0

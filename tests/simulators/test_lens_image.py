@@ -58,6 +58,16 @@ def test_a_lens_on_a_pixels_centre_gives_a_finite_image() -> None:
     assert bool(slope.isfinite().all())
 
 
+def test_the_likelihood_of_many_draws_is_that_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulator = StrongLens(pixels=13)
+    theta = sample(prior_of(simulator), 15, torch.Generator().manual_seed(1)).view(5, 3, -1)
+    x = simulator.simulate(theta[0], generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        whole = simulator.log_likelihood(theta, x)
+        monkeypatch.setattr("simulators.strong_lens.MODELS", 6)
+        torch.testing.assert_close(simulator.log_likelihood(theta, x), whole, rtol=1e-5, atol=1e-2)
+
+
 def test_brightness_is_lenstronomys() -> None:
     models: Any = pytest.importorskip("lenstronomy.LightModel.light_model", reason="lenstronomy is not installed")
     q, phi = (float(v) for v in ratio_and_angle(torch.tensor(0.1).double(), torch.tensor(0.2).double()))
