@@ -145,6 +145,7 @@ def train_for(task: str, schedule: str, simulations: int, budget_s: float, seed:
             ),
             folder / f"probe-{factor}",
         )
+        shutil.rmtree(run.folder, ignore_errors=True)  # one left by a stopped run is up to date, and would cost nothing
         simulate(run)
         started = time.process_time()
         train(run)

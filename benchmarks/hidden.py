@@ -100,7 +100,8 @@ def peer(name: str, run: Run, x: torch.Tensor, draws: int) -> tuple[list[np.ndar
 def measure(task: str, simulations: int, seed: int, draws: int, methods: list[str], more: list[str]) -> None:
     """One task: whatever the table lacks."""
     about = {"task": task, "simulations": simulations, "seed": seed, "draws": draws}
-    done = {r["method"] for r in rows_done() if all(r[k] == str(v) for k, v in about.items())}
+    known = [r for r in rows_done() if all(r[k] == str(v) for k, v in about.items())]
+    done = {r["method"] for r in known if r["settings"] == settings_of(r["method"], more)}
     wanted = [m for m in methods if m not in done]
     if not wanted:
         return
@@ -113,8 +114,8 @@ def measure(task: str, simulations: int, seed: int, draws: int, methods: list[st
     if any(m.startswith("ours") for m in wanted):
         found, verdicts, seconds = ours(run, observations, x, draws)
         for name in [m for m in METHODS if m in found and m in wanted]:
-            known = verdicts if name == "ours_certified" else [""] * OBSERVATIONS
-            _judge(about | {"method": name}, reference, found[name], known, seconds[name], more)
+            said = verdicts if name == "ours_certified" else [""] * OBSERVATIONS
+            _judge(about | {"method": name}, reference, found[name], said, seconds[name], more)
     for name in [m for m in ("npe", "nle") if m in wanted]:
         drawn, spent = peer(name, run, x, draws)
         _judge(about | {"method": name}, reference, drawn, [""] * OBSERVATIONS, spent, [])
@@ -134,11 +135,20 @@ def _judge(
     for n in range(OBSERVATIONS):
         score = c2st(reference[n][:draws], np.asarray(drawn[n], dtype=np.float64)[:draws])
         rows.append(about | {"observation": n + 1, "c2st": round(score, 4), "verdict": verdicts[n]})
-    stamp = {"seconds": round(seconds, 1), "settings": " ".join(more), "date": time.strftime("%Y-%m-%d")}
+    stamp = {
+        "seconds": round(seconds, 1),
+        "settings": settings_of(about["method"], more),
+        "date": time.strftime("%Y-%m-%d"),
+    }
     append(RESULTS, [row | stamp for row in rows])
     mean = float(np.mean([r["c2st"] for r in rows]))
     sys.stdout.write(f"{about['task']} {about['simulations']} {about['method']}: {mean:.3f}, {seconds:.0f} s\n")
     sys.stdout.flush()
+
+
+def settings_of(method: str, more: list[str]) -> str:
+    """What the table says of the settings of a method: sbi's have none of ours."""
+    return " ".join(more) if method.startswith("ours") else ""
 
 
 def in_float32(value: Any) -> Any:
@@ -178,18 +188,23 @@ def summary() -> str:
         "| task | simulations | ours, raw | ours, certified | verdicts | sbi NPE | sbi NLE | published NPE, NLE |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    groups: dict[tuple[str, int], dict[str, list[dict[str, str]]]] = {}
+    groups: dict[tuple[str, int], dict[str, dict[str, list[dict[str, str]]]]] = {}
     for row in sorted(rows_done(), key=lambda r: (TASKS.index(r["task"]), int(r["simulations"]))):
-        groups.setdefault((row["task"], int(row["simulations"])), {}).setdefault(row["method"], []).append(row)
-    for (task, simulations), methods in groups.items():
-        cells = {name: _cell([float(r["c2st"]) for r in methods.get(name, [])]) for name in METHODS}
-        verdicts = [r["verdict"] for r in methods.get("ours_certified", [])]
-        counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
+        of_task = groups.setdefault((row["task"], int(row["simulations"])), {})
+        of_task.setdefault(row["settings"], {}).setdefault(row["method"], []).append(row)
+    for (task, simulations), by_settings in groups.items():
+        peers = by_settings.get("", {})
         known = published(task, simulations)
         both = ", ".join(f"{known.get(a, math.nan):.3f}" for a in ("NPE", "NLE"))
-        lines.append(
-            f"| {task} | {simulations:,} | {cells['ours_raw']} | {cells['ours_certified']} | {counts} | {cells['npe']} | {cells['nle']} | {both} |"
-        )
+        for settings, methods in by_settings.items():
+            methods = {name: peers.get(name, []) for name in ("npe", "nle")} | methods
+            cells = {name: _cell([float(r["c2st"]) for r in methods.get(name, [])]) for name in METHODS}
+            verdicts = [r["verdict"] for r in methods.get("ours_certified", [])]
+            counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
+            what = f"{task}, {settings}" if settings else task
+            lines.append(
+                f"| {what} | {simulations:,} | {cells['ours_raw']} | {cells['ours_certified']} | {counts} | {cells['npe']} | {cells['nle']} | {both} |"
+            )
     return "\n".join(lines) + "\n"
 
 

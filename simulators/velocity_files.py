@@ -71,7 +71,7 @@ def read_all_velocities(path: Path | str) -> VelocityTable:
 def _read(path: Path) -> VelocityTable:
     """HDF5 or text, all instruments, unchecked."""
     if not path.is_file():
-        raise ValueError(f"radial_velocity: no file {path}")
+        raise ValueError(f"velocities: no file {path}")
     return _read_hdf5(path) if path.suffix in (".h5", ".hdf5") else read_velocity_text(path)
 
 
