@@ -300,6 +300,10 @@ class ValidateSettings(Settings):
     least_ess: PositiveFloat = Field(
         default=100.0, description="least effective sample size with which a simulation is tested"
     )
+    most_pareto_k: float = Field(
+        default=0.7,
+        description="largest pareto_k of its weights: above it they are not to be trusted, however many are effective",
+    )
     weighted: bool = Field(
         default=True,
         description="true: the delivered posterior, q weighted by the likelihood; false: q as the network has it, where too few draws would stay effective",

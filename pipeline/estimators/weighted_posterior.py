@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pipeline.errors import InputError
-from pipeline.estimators.importance import ess_fraction, log_evidence, systematic_resample
+from pipeline.estimators.importance import ess_fraction, log_evidence, pareto_k, systematic_resample
 from pipeline.estimators.posterior import Posterior, density_points
 from pipeline.estimators.proposal import Amortized, Mixture, Proposal, weigh
 from simulators.priors import to_device
@@ -39,6 +39,7 @@ class Delivered:
         theta: equally weighted draws, (L, N, D).
         ess: effective number of the weighted draws behind them, (N,).
         ess_fraction: ess over the number of those draws, (N,).
+        pareto_k: of their weights, (N,).
         log_evidence: nats, (N,); of the prior that was asked for.
         repeated_fraction: share of draws that repeat another one, (N,).
     """
@@ -46,6 +47,7 @@ class Delivered:
     theta: Tensor
     ess: Tensor
     ess_fraction: Tensor
+    pareto_k: Tensor
     log_evidence: Tensor
     repeated_fraction: Tensor
 
@@ -119,7 +121,7 @@ class WeightedPosterior:
         index, repeated = systematic_resample(log_weight, draws, generator=generator)
         theta = theta.gather(0, index[..., None].expand(-1, -1, theta.shape[-1]))
         share = ess_fraction(log_weight)
-        return Delivered(theta, share * proposals, share, log_evidence(log_weight), repeated)
+        return Delivered(theta, share * proposals, share, pareto_k(log_weight), log_evidence(log_weight), repeated)
 
     def _weighted(self, data: Data, proposals: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """theta (K, N, D) and log_weight (K, N)."""

@@ -2,13 +2,14 @@
 
 Where theta was drawn from a proposal, ranks are uniform only under the posterior that has the proposal as its
 prior. The same q is then weighted with the proposal's density in place of the prior's. A simulation in which
-that leaves too few effective draws is not tested; whether it is depends on its data alone, and ranks stay uniform
-in any subset that is chosen by the data.
+that leaves too few effective draws, or weights with too heavy a tail (Pareto k), is not tested, as its certificate
+would not vouch for it; whether it is depends on its data alone, and ranks stay uniform in any subset that is chosen by
+the data.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from pipeline.stages.simulate import HELD_OUT
 from pipeline.store import DataSet, create_dataset, open_hdf5, read_data, write_hdf5
 from simulators.protocol import Data, has_likelihood
 
-VERSION = 2
+VERSION = 3
 BLOCK = 25
 """Simulations weighed at once: bounds memory."""
 LEAST_TESTED = 50
@@ -45,11 +46,13 @@ class HeldOutDraws:
         theta: (L, N, D).
         ess_fraction: of q against the prior's posterior, (N,); NaN unweighted.
         calibration_ess: effective draws of the posterior whose ranks are tested, (N,); infinite unweighted.
+        calibration_pareto_k: of their weights, (N,); minus infinity unweighted.
     """
 
     theta: Tensor
     ess_fraction: Tensor
     calibration_ess: Tensor
+    calibration_pareto_k: Tensor
 
 
 def validate(run: Run, *, share: Share | None = None) -> Path:
@@ -76,11 +79,12 @@ def validate(run: Run, *, share: Share | None = None) -> Path:
     if share is not None:
         return output
     draws = _collect(parts)
-    tested = (draws.calibration_ess >= run.case.validation.least_ess).cpu()
+    least, most = run.case.validation.least_ess, run.case.validation.most_pareto_k
+    tested = ((draws.calibration_ess >= least) & (draws.calibration_pareto_k <= most)).cpu()
     if int(tested.sum()) < LEAST_TESTED:
         raise InputError(
-            f"validate: only {int(tested.sum())} of {len(data)} simulations have {run.case.validation.least_ess:g} effective "
-            "draws of the tested posterior; raise validate.proposals, "
+            f"validate: only {int(tested.sum())} of {len(data)} simulations have {least:g} effective draws of the tested "
+            f"posterior and weights whose Pareto k is at most {most:g}; raise validate.proposals, "
             + (
                 "widen simulate.proposal towards the prior"
                 if run.case.simulate.proposal
@@ -138,25 +142,27 @@ def _deliver(run: Run, posterior: Posterior, data: DataSet, parts: Parts, share:
                 else:
                     theta, _ = posterior.sample_and_log_prob((settings.draws,), x, generator=stream)
                     unknown = torch.full(theta.shape[1:2], torch.nan, dtype=torch.float64)
-                    draws = HeldOutDraws(theta, unknown, torch.full_like(unknown, torch.inf))
+                    draws = HeldOutDraws(
+                        theta, unknown, torch.full_like(unknown, torch.inf), torch.full_like(unknown, -torch.inf)
+                    )
                 write_hdf5(parts.paths[block], partial(_write_draws, draws=draws), parts.attributes(block))
             advance(len(rows))
 
 
 def _write_draws(file: h5py.File, *, draws: HeldOutDraws) -> None:
-    for name in ("theta", "ess_fraction", "calibration_ess"):
-        create_dataset(file, name, getattr(draws, name).cpu().numpy())
+    for field in fields(draws):
+        create_dataset(file, field.name, getattr(draws, field.name).cpu().numpy())
 
 
 def _collect(parts: Parts) -> HeldOutDraws:
-    found: dict[str, list[Tensor]] = {"theta": [], "ess_fraction": [], "calibration_ess": []}
+    found: dict[str, list[Tensor]] = {field.name: [] for field in fields(HeldOutDraws)}
     for path in parts.paths:
         with open_hdf5(path) as file:
             for name, values in found.items():
                 dataset: Any = file[name]
                 values.append(torch.from_numpy(dataset[...]))
-    theta, ess, calibration = found.values()
-    return HeldOutDraws(torch.cat(theta, 1), torch.cat(ess), torch.cat(calibration))
+    numbers = {name: torch.cat(values) for name, values in found.items() if name != "theta"}
+    return HeldOutDraws(torch.cat(found["theta"], 1), **numbers)
 
 
 def _weighted_draws(run: Run, posterior: Posterior, x: Data, stream: torch.Generator) -> HeldOutDraws:
@@ -170,7 +176,7 @@ def _weighted_draws(run: Run, posterior: Posterior, x: Data, stream: torch.Gener
         q = Amortized(posterior.network, posterior.condition(x))
         of_q = weigh(q, posterior.simulator, posterior.prior, x, draws=settings.proposals, generator=stream)
         amortized = ess_fraction(of_q.log_weight)
-    return HeldOutDraws(found.theta, amortized, found.ess)
+    return HeldOutDraws(found.theta, amortized, found.ess, found.pareto_k)
 
 
 def _fill(
@@ -184,6 +190,7 @@ def _fill(
     create_dataset(group, "theta_draws", draws.theta.cpu().numpy())
     create_dataset(group, "ess_fraction", draws.ess_fraction.cpu().numpy())
     create_dataset(group, "calibration_ess", draws.calibration_ess.cpu().numpy())
+    create_dataset(group, "calibration_pareto_k", draws.calibration_pareto_k.cpu().numpy())
     create_dataset(group, "tested", tested.numpy())
     create_dataset(group, "ranks", calibration.ranks)
     create_dataset(group, "ks_p_value", calibration.ks_p_value)
