@@ -67,7 +67,7 @@ GROUPS = {"bernoulli_glm_raw": "bernoulli_glm", "slcp_distractors": "slcp"}
 """Tasks that share a reference file with another."""
 OBSERVATIONS = 5
 DRAWS = 10_000
-PROBE_STEPS = 40
+PROBE_STEPS = 200
 MARGIN = 0.95  # of the budget is planned for
 SCHEDULES: dict[str, str] = {
     "default": "",

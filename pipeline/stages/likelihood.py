@@ -28,7 +28,7 @@ from pipeline.training.likelihood import LEAST, Learner, set_levels
 from pipeline.training.maximum_likelihood import Fitted
 from simulators.protocol import Simulator
 
-VERSION = 2
+VERSION = 3
 WATCHED = 2_000
 """Held-out simulations on which learning is stopped, at most; half of them where there are fewer than twice as many."""
 TESTED, DRAWS = 1_000, 200

@@ -166,10 +166,13 @@ class Learner:
         return final.eval().requires_grad_(False)
 
     def _fit_embedding(self, summary: Summary) -> Fitted:
-        """Forward KL through the embedding: its flow is left behind, what it read stays."""
+        """Forward KL through the embedding: its flow is left behind, what it read stays.
+
+        The flow is not told the simulator's pilot: what it knew from there, s would not have to say.
+        """
         network = self._seeded("likelihood-embedding", lambda: self._posterior_network(summary))
-        network.standardize(self.training.theta, self.training.inputs)
-        training, watched = (_read(data, data.inputs) for data in (self.training, self.watched))
+        training, watched = (_read(data, _without_pilot(data.inputs)) for data in (self.training, self.watched))
+        network.standardize(training.theta, training.inputs)
         fitted = fit(
             network,
             lambda n, rows, _: _forward_kl(n, training.rows(rows)),
@@ -298,6 +301,11 @@ class Learner:
 def _read(data: TrainingSet, inputs: NetworkInput) -> TrainingSet:
     """Simulations without x, of which batches then need no copy."""
     return replace(data, x={}, inputs=inputs)
+
+
+def _without_pilot(inputs: NetworkInput) -> NetworkInput:
+    """Features alone."""
+    return inputs._replace(location=torch.zeros_like(inputs.location), scale=torch.ones_like(inputs.scale))
 
 
 def _forward_kl(network: Any, rows: TrainingSet) -> Tensor:

@@ -102,6 +102,26 @@ def test_a_learned_summary_keeps_what_the_data_say_of_theta() -> None:
     assert again.summary.digest(simulator) == network.summary.digest(simulator)
 
 
+class WithPilot(Images):
+    """Its pilot says all that there is to know."""
+
+    def pilot(self, x: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        known = self.posterior(x["x"])
+        return known.mean, known.stddev.expand_as(known.mean)
+
+
+def test_a_learned_summary_says_itself_what_the_pilot_knows() -> None:
+    """q reads the pilot beside s, but the likelihood has s alone."""
+    simulator = WithPilot()
+    network = learn(simulator, 2_000, steps=150, members=1).network
+    test = simulated(simulator, 500, 8)
+    s = network.read(test.x)["summary"]
+    design = torch.cat([s, torch.ones(len(s), 1, dtype=s.dtype)], 1)
+    residual = test.theta.double() - design @ torch.linalg.lstsq(design, test.theta.double()).solution
+    width = simulator.posterior(test.x["x"]).stddev
+    assert (residual.std(0) < 1.5 * width.mean(0)).all()
+
+
 @pytest.mark.slow
 def test_sbis_nle_learns_the_same_density() -> None:
     simulator = LinearGaussian(dimension=2, size=3)
