@@ -83,6 +83,13 @@ def test_an_instrument_without_points_counts_nothing(law: str) -> None:
     torch.testing.assert_close(log_marginal(LAWS[law], residual, scale, more), expected)
 
 
+@pytest.mark.parametrize("law", LAWS)
+def test_the_gaussian_approximation_is_near(law: str) -> None:
+    data = points((40, 25))
+    exact, near = (float(log_marginal(LAWS[law], *data, laplace=laplace)) for laplace in (False, True))
+    assert near == pytest.approx(exact, abs=1e-4 if law == "gaussian" else 0.5)
+
+
 def test_gradients_are_those_of_the_integral() -> None:
     residual, scale, membership = points((12, 5), far=15.0)
     freedom = torch.tensor([[4.0]], dtype=torch.float64, requires_grad=True)
