@@ -11,16 +11,17 @@ emcee's, in its standard deviations.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.diagnostics.c2st import c2st
 from pipeline.stages.run import OUTPUTS
+from pipeline.store import open_hdf5
+from pipeline.tables.inference_reader import open_inference
 
 ROOT = Path(__file__).parents[1]
 SEED = 1
@@ -34,13 +35,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("hidden", nargs="?", type=Path, default=ROOT / "runs" / "fermi_poisson_hidden")
     parser.add_argument("--draws", type=int, default=2_000, help="of each side in C2ST")
     given = parser.parse_args(arguments)
-    names, emcee = baseline(given.exact / OUTPUTS["compare"], given.exact / OUTPUTS["infer"])
     generator = np.random.default_rng(SEED)
-    emcee = emcee[generator.permutation(len(emcee))]
+    emcee = generator.permutation(emcee_draws(given.exact / OUTPUTS["compare"]))
     for words, folder in (("exact likelihood", given.exact), ("learned likelihood", given.hidden)):
-        ours = delivered(folder / OUTPUTS["infer"], names)
+        with open_inference(folder / OUTPUTS["infer"]) as inference:
+            names, ours = [p.name for p in inference.parameters], generator.permutation(inference.draws(0))
         count = min(given.draws, len(ours), len(emcee))
-        score = c2st(emcee[:count], ours[generator.permutation(len(ours))[:count]])
+        score = c2st(emcee[:count], ours[:count])
         shift = (ours.mean(0) - emcee.mean(0)) / emcee.std(0)
         width = ours.std(0) / emcee.std(0)
         sys.stdout.write(f"{words}: C2ST {score:.3f} with {count} draws a side\n")
@@ -48,20 +49,11 @@ def main(arguments: list[str]) -> None:
             sys.stdout.write(f"  {name:12s} mean {s:+.2f} sd, width {w:.2f}\n")
 
 
-def baseline(comparison: Path, inference: Path) -> tuple[list[str], np.ndarray]:
-    """Names of the parameters, and emcee's draws (K, D)."""
-    with h5py.File(comparison) as file:
+def emcee_draws(comparison: Path) -> NDArray[np.float64]:
+    """(K, D), of the one observation that was compared."""
+    with open_hdf5(comparison) as file:
         group: Any = next(iter(file.values()))
-        draws = np.asarray(group["emcee"]["draws"])
-    with h5py.File(inference) as file:
-        return json.loads(str(file.attrs["parameters"])), draws
-
-
-def delivered(inference: Path, names: list[str]) -> np.ndarray:
-    """Equally weighted draws, (L, D)."""
-    with h5py.File(inference) as file:
-        group: Any = file["posterior"]
-        return np.stack([np.asarray(group[name])[0, :, 0] for name in names], axis=1)
+        return np.asarray(group["emcee"]["draws"])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch import Tensor
 from simulators.kepler import TWO_PI, wrap_turns
 from simulators.noise_laws import declare_noise
 from simulators.observing_design import DesignSpec, number
-from simulators.offset_integral import NODES, log_marginal, robust_mean
+from simulators.offset_integral import NODES, gaussian_log_marginal, log_marginal, robust_mean, weighted_mean
 from simulators.orbit import Quantity, are_bound, declare, orbit_from_spec
 from simulators.orbit_fit import OrbitFit, Velocities, fit_orbits
 from simulators.priors import PriorSpec
@@ -201,12 +201,8 @@ class MultiInstrumentVelocity:
     def log_likelihood(self, theta: Tensor, x: Mapping[str, Tensor]) -> Tensor:
         r"""log p(velocity given theta), theta (..., N, D), x of N rows -> (..., N).
 
-        With $r_m = v_m - model_m$, $s_m^2 = err_m^2 + jit_i^2$, $w_m = 1/s_m^2$, $W_i = \sum_{m \in i} w_m$ and
-        $\bar r_i = \sum_{m \in i} w_m r_m / W_i$, over the points that are present and the instruments that have any,
-
-        $$\log L = -\frac{1}{2} \Big[ \sum_m w_m (r_m - \bar r_{i(m)})^2 + \sum_m \log 2\pi s_m^2 - \sum_i \log\frac{2\pi}{W_i} \Big]$$
-
-        for Gaussian noise; `offset_integral.log_marginal` for other laws. -inf, with gradient zero, where an eccentricity is 0.99 or
+        Of $r_m = v_m - model_m$ and $s_m^2 = err_m^2 + jit_i^2$ over the points that are present, offsets marginalised:
+        `offset_integral.gaussian_log_marginal`, `log_marginal` for other laws. -inf, with gradient zero, where an eccentricity is 0.99 or
         more. Draws go through in parts that stay in a cache, unless gradients are wanted.
         """
         return self._log_likelihood(theta, x, laplace=False)
@@ -221,31 +217,17 @@ class MultiInstrumentVelocity:
         there = membership.sum(-1)
         residual = self._centered(x, membership, theta.dtype) - self.velocity(theta, x["time"].double())
         variance = self._variance(theta, x, membership)
-        bound = are_bound(self.orbits, theta)
-        if not self.noise.is_gaussian:
+        if self.noise.is_gaussian:
+            found = gaussian_log_marginal(residual, variance, membership)
+        else:
             scale = torch.where(there > 0.5, variance, 1.0).sqrt()
             found = log_marginal(self.noise.law(theta), residual, scale, membership, laplace=laplace)
-            return torch.where(bound, found, -torch.inf)
-        weight = there / variance
-        total, mean = self._instrument_means(residual, weight, membership)
-        chi2 = (weight * (residual - (membership @ mean[..., None])[..., 0]).square()).sum(-1)
-        used = membership.sum(-2) > 0  # (N, I)
-        log_total = torch.where(used, total.clamp_min(1e-30).log(), 0.0).sum(-1)
-        constant = (there.sum(-1) - used.sum(-1)) * math.log(TWO_PI)
-        log_likelihood = -0.5 * (chi2 + (there * variance.log()).sum(-1) + log_total + constant)
-        return torch.where(bound, log_likelihood, -torch.inf)
-
-    @staticmethod
-    def _instrument_means(residual: Tensor, weight: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
-        """W_i and weighted mean of each instrument, (..., N, I) each; the mean is zero where there are no points."""
-        total = (weight[..., None, :] @ membership)[..., 0, :]
-        mean = ((weight * residual)[..., None, :] @ membership)[..., 0, :] / total.clamp_min(1e-30)
-        return total, mean
+        return torch.where(are_bound(self.orbits, theta), found, -torch.inf)
 
     def _centered(self, x: Mapping[str, Tensor], membership: Tensor, dtype: torch.dtype) -> Tensor:
         """Velocities less the plain mean of each instrument, zero where absent: an offset of km/s would cost float32 digits."""
         exact = membership.double()
-        _, mean = self._instrument_means(x["velocity"].double(), exact.sum(-1), exact)
+        _, mean = weighted_mean(x["velocity"].double(), exact.sum(-1), exact)
         return (exact.sum(-1) * (x["velocity"].double() - (exact @ mean[..., None])[..., 0])).to(dtype)
 
     def _without_offsets(self, theta: Tensor, x: Mapping[str, Tensor]) -> Tensor:
@@ -333,7 +315,7 @@ class MultiInstrumentVelocity:
         time, variance = x["time"].double(), self._variance(theta, x, membership)
         centered = self._centered(x, membership, torch.float64)
         residual = (centered - self.velocity(theta, time)) * membership.sum(-1)
-        _, mean = self._instrument_means(residual, membership.sum(-1) / variance, membership)
+        _, mean = weighted_mean(residual, membership.sum(-1) / variance, membership)
         residual = residual - (membership @ mean[..., None])[..., 0]
         elapsed = 2 * (time - self.design.epoch) / self.design.baseline[1]
         numbers = [elapsed, *(torch.asinh(v / variance.sqrt()) for v in (centered, residual)), 0.5 * variance.log()]

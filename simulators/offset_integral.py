@@ -1,4 +1,4 @@
-r"""Offsets of instruments marginalised where the law of the noise has no analytic marginal.
+r"""Offsets of instruments marginalised: in closed form for Gaussian noise, by quadrature for other laws.
 
     log L  =  sum_i log Integral d gamma_i  prod_{m in i} f((r_m - gamma_i) / s_m) / s_m
 
@@ -52,6 +52,27 @@ def log_marginal(
     return torch.where(membership.sum(-2) > 0, integral, 0.0).sum(-1)
 
 
+def gaussian_log_marginal(residual: Tensor, variance: Tensor, membership: Tensor) -> Tensor:
+    r"""The same for Gaussian noise, where the integral is known, (..., N).
+
+    With $w_m = 1/s_m^2$, $W_i = \sum_{m \in i} w_m$ and $\bar r_i = \sum_{m \in i} w_m r_m / W_i$, over instruments with points,
+
+    $$-\frac{1}{2} \Big[ \sum_m w_m (r_m - \bar r_{i(m)})^2 + \sum_m \log 2\pi s_m^2 - \sum_i \log\frac{2\pi}{W_i} \Big]$$
+
+    Args:
+        residual, variance: r and s^2, (..., N, M).
+        membership: see `log_marginal`.
+    """
+    there = membership.sum(-1)
+    weight = there / variance
+    total, mean = weighted_mean(residual, weight, membership)
+    chi2 = (weight * (residual - (membership @ mean[..., None])[..., 0]).square()).sum(-1)
+    used = membership.sum(-2) > 0  # (N, I)
+    log_total = torch.where(used, total.clamp_min(1e-30).log(), 0.0).sum(-1)
+    constant = (there.sum(-1) - used.sum(-1)) * math.log(2 * math.pi)
+    return -0.5 * (chi2 + (there * variance.log()).sum(-1) + log_total + constant)
+
+
 def robust_mean(law: NoiseLaw, residual: Tensor, scale: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of each instrument with outliers weighted down, from the median on, and its error, (..., N, I) each; 0 and 1 without points."""
     apart = torch.where(membership.mT > 0.5, residual[..., None, :], torch.nan)  # (..., N, I, M)
@@ -61,6 +82,11 @@ def robust_mean(law: NoiseLaw, residual: Tensor, scale: Tensor, membership: Tens
     for _ in range(REWEIGHTINGS):
         offset = (center[..., None, :] @ membership.mT)[..., 0, :]
         counted = weight * law.weight((residual - offset) / scale)
-        total = (counted[..., None, :] @ membership)[..., 0, :]
-        center = ((counted * residual)[..., None, :] @ membership)[..., 0, :] / total.clamp_min(1e-30)
+        total, center = weighted_mean(residual, counted, membership)
     return center, torch.where(membership.sum(-2) > 0, total.clamp_min(1e-30).rsqrt(), 1.0)
+
+
+def weighted_mean(residual: Tensor, weight: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
+    """Total weight and weighted mean of each instrument, (..., N, I) each; the mean is zero where there are no points."""
+    total = (weight[..., None, :] @ membership)[..., 0, :]
+    return total, ((weight * residual)[..., None, :] @ membership)[..., 0, :] / total.clamp_min(1e-30)
