@@ -98,7 +98,7 @@ class Problem:
     def weigh(self, q: Proposal, *, draws: int = DRAWS, stream: torch.Generator) -> WeightedDraws:
         theta, log_q = q.draw(draws, stream)
         prior = Normal(0.0, 1.0).log_prob(theta).sum(-1)
-        return WeightedDraws(theta, log_q, self.log_likelihood(theta), prior)
+        return WeightedDraws(theta, log_q, self.log_likelihood(theta), prior, log_q)
 
 
 def problem(minor: float, dimension: int, count: int) -> Problem:

@@ -11,6 +11,7 @@ from pipeline.ingest_settings import IngestSettings
 from pipeline.likelihood_settings import LikelihoodSettings
 from pipeline.network_settings import EmbeddingSettings, FlowSettings, Fraction, Positive, PositiveFloat, Settings
 from pipeline.resource_settings import ResourcesSettings
+from pipeline.search_settings import SearchSettings
 
 
 class SimulatorSettings(Settings):
@@ -241,6 +242,7 @@ class InferSettings(Settings):
         description="so many are weighted first, and no more where the weights are nearly equal; default: twice `draws`",
     )
     refine: RefineSettings = RefineSettings()
+    search: SearchSettings = SearchSettings()
     sample: SampleSettings = SampleSettings()
     exact_ess_fraction: Fraction = Field(default=0.5, description="least ess_fraction of verdict exact or refined")
     exact_pareto_k: float = Field(default=0.5, description="largest pareto_k of verdict exact or refined")

@@ -336,6 +336,12 @@ def pilot_of(
     return location, scale
 
 
+def candidates_of(simulator: Simulator, x: Mapping[str, Tensor]) -> Tensor | None:
+    """Points from which a search for posterior modes of ONE observation should start, theta (C, D), if the simulator names any."""
+    candidates = _optional(simulator, "candidates")
+    return None if candidates is None else candidates(x)
+
+
 def read_observation(simulator: Simulator, path: Path) -> tuple[Data, list[str]]:
     """Read a foreign observed file through the simulator.
 

@@ -67,6 +67,21 @@ def copies_of(network: PosteriorNetwork, copies: int) -> PosteriorNetwork:
     return copied.requires_grad_(False)
 
 
+def one_copy(network: PosteriorNetwork, row: int) -> PosteriorNetwork:
+    """Copy `row` of a network that holds several, as a network that holds one; the network itself where it holds one."""
+    if not any(isinstance(m, ParallelLinear) and m.copies > 1 for m in network.modules()):
+        return network
+    single = copy.deepcopy(network)
+    for module in single.flow.modules():
+        if isinstance(module, ParallelLinear):
+            module.copies = 1
+            for name in ("weight", "bias"):
+                values = getattr(module, name)
+                if values is not None:
+                    setattr(module, name, nn.Parameter(values.detach()[row : row + 1].clone(), requires_grad=False))
+    return single
+
+
 @torch.no_grad()
 def clip_each(parameters: Sequence[nn.Parameter], limit: float, *, copies: int) -> None:
     """Scale each copy's gradient down to a norm of at most `limit`; a single copy may have weights of any shape."""

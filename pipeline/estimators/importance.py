@@ -8,11 +8,16 @@ All in float64 and in log space. Shapes: (K, N), draws by observations.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+MATTERS = 20.0
+"""Nats below the largest log weight within which a draw carries weight."""
+WORST = 0.01
+"""Share of q's draws of whose part in the gap a certificate tells: those of the least weight."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,15 @@ class WeightedDraws:
         log_q: (K, N).
         log_likelihood: (K, N).
         log_prior: (K, N).
+        log_q_itself: density of q itself where the draws are of a mixture m that defends it, and log_q is that of m;
+            log_q where they are draws of q, (K, N).
     """
 
     theta: Tensor
     log_q: Tensor
     log_likelihood: Tensor
     log_prior: Tensor
+    log_q_itself: Tensor
 
     @property
     def log_joint(self) -> Tensor:
@@ -52,7 +60,10 @@ class WeightedDraws:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Figures of the weights, one an observation (N,); nats."""
+    """Figures of the weights, one an observation (N,); nats. See `summarize`.
+
+    `rounding` is how well a log weight is known (nats), `distinct_draws` how many different values the draws of a parameter have.
+    """
 
     log_evidence: Tensor
     log_evidence_error: Tensor
@@ -60,9 +71,14 @@ class Evidence:
     reconstruction: Tensor
     regularization: Tensor
     kl_gap: Tensor
+    gap_of_worst_percent: Tensor
+    mixture_elbo: Tensor
+    mixture_kl_gap: Tensor
     ess_fraction: Tensor
     pareto_k: Tensor
     refused: Tensor
+    rounding: Tensor
+    distinct_draws: Tensor
 
     def rows(self, index: Tensor | slice) -> Evidence:
         """Some of the N observations."""
@@ -123,21 +139,31 @@ def pareto_k(log_weight: Tensor) -> Tensor:
 
 
 def summarize(draws: WeightedDraws) -> Evidence:
-    r"""All figures of weighted draws.
+    r"""All figures of weighted draws of m, which is q itself or a mixture that defends it.
 
-    ELBO = $\langle \log p(x|\theta) \rangle_q - \langle \log q - \log p(\theta) \rangle_q$ =
-    reconstruction - regularization. A draw of weight zero would make it -inf. Such draws are counted in `refused`,
-    and the ELBO is that of q restricted to where the weight is not zero, a share s of it: a proper density
-    q / s, so that the bound holds: regularization is $\langle \log q - \log s - \log p(\theta) \rangle$.
+    Evidence, its error, ESS and Pareto k are those of the weights p(x, theta) / m. ELBO and gap are those of q itself,
+
+    ELBO = $\langle \log p(x|\theta) \rangle_q - \langle \log q - \log p(\theta) \rangle_q$ = reconstruction - regularization,
+
+    by the same draws with weights r = q / m, which the share of q in m bounds. A draw of weight zero would make it -inf.
+    Such draws are counted in `refused`, and the ELBO is that of q restricted to where the weight is not zero, a share s of
+    it: a proper density q / s, so that the bound holds: regularization is $\langle \log q - \log s - \log p(\theta) \rangle$.
     """
     log_weight = draws.log_weight.double()
     usable = log_weight.isfinite()
     refused = (~usable).sum(0)
-    reconstruction = _mean(draws.log_likelihood.double(), usable)
-    log_share = usable.double().mean(0).log()
-    regularization = _mean((draws.log_q - draws.log_prior).double(), usable) - log_share
-    elbo = reconstruction - regularization
     evidence = log_evidence(log_weight)
+    log_ratio = usable_log_weight(draws.log_q_itself - draws.log_q)
+    log_ratio = torch.where(draws.log_q.isfinite(), log_ratio, 0.0)  # a draw without a density counts as one of q
+    ratio = (log_ratio - log_ratio.max(0).values.clamp_min(-1e300)).exp()
+    whole = ratio.sum(0)
+    ratio = torch.where(usable, ratio, 0.0)
+    log_share = (ratio.sum(0) / whole).log()
+    reconstruction = _mean(draws.log_likelihood.double(), ratio)
+    regularization = _mean((draws.log_q_itself - draws.log_prior).double(), ratio) - log_share
+    elbo = reconstruction - regularization
+    mixture_elbo = _mean(log_weight, usable.double()) + usable.double().mean(0).log()
+    surprise = evidence - (draws.log_joint - draws.log_q_itself).double() - log_share
     return Evidence(
         log_evidence=evidence,
         log_evidence_error=log_evidence_error(log_weight),
@@ -145,15 +171,49 @@ def summarize(draws: WeightedDraws) -> Evidence:
         reconstruction=reconstruction,
         regularization=regularization,
         kl_gap=evidence - elbo,
+        gap_of_worst_percent=_of_worst(surprise, ratio, WORST),
+        mixture_elbo=mixture_elbo,
+        mixture_kl_gap=evidence - mixture_elbo,
         ess_fraction=ess_fraction(log_weight),
         pareto_k=pareto_k(log_weight),
         refused=refused,
+        rounding=_rounding(draws),
+        distinct_draws=_distinct(draws.theta),
     )
 
 
-def _mean(values: Tensor, usable: Tensor) -> Tensor:
-    """Mean over draws of the usable values; NaN if there are none."""
-    return torch.where(usable, values, 0.0).sum(0) / usable.sum(0)
+def replace_rounding(evidence: Evidence, at_least: Tensor) -> Evidence:
+    """With a `rounding` (N,) that is no less than `at_least`."""
+    return replace(evidence, rounding=torch.maximum(evidence.rounding, at_least))
+
+
+def _rounding(draws: WeightedDraws) -> Tensor:
+    r"""$2^{-52} \max |\log p(x|\theta)|, |\log p(\theta)|, |\log q|$ over draws that carry weight, (N,), nats: float64's own limit."""
+    log_weight = usable_log_weight(draws.log_weight)
+    matters = log_weight > log_weight.max(0).values - MATTERS
+    terms = torch.stack([draws.log_likelihood, draws.log_prior, draws.log_q]).double().abs().amax(0)
+    return 2.0**-52 * torch.where(matters, terms, 0.0).amax(0)
+
+
+def _distinct(theta: Tensor) -> Tensor:
+    """Different values among the draws of the parameter that has the fewest, (K, N, D) -> (N,)."""
+    ordered = theta.sort(0).values
+    return 1 + (ordered[1:] != ordered[:-1]).sum(0).amin(-1)
+
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean over draws, of those with a weight; NaN if there are none."""
+    return torch.where(weight > 0, weight * values, 0.0).sum(0) / weight.sum(0)
+
+
+def _of_worst(surprise: Tensor, weight: Tensor, share: float) -> Tensor:
+    r"""What the largest values that hold `share` of all weight add to the weighted mean, (K, N) -> (N,)."""
+    order = torch.where(weight > 0, surprise, -math.inf).argsort(0, descending=True)
+    weight = weight.gather(0, order)
+    before = weight.cumsum(0) - weight
+    kept = torch.minimum(weight, (share * weight.sum(0) - before).clamp_min(0))
+    values = torch.where(kept > 0, surprise.gather(0, order), 0.0)
+    return (kept * values).sum(0) / weight.sum(0)
 
 
 def systematic_resample(log_weight: Tensor, count: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -29,8 +29,8 @@ from pipeline.rng import derived_seed, generator
 from pipeline.schema import STAGE, VERDICTS
 from pipeline.settings import CaseSettings, InferSettings
 from pipeline.stages.inference_file import write_inference
-from pipeline.stages.ladder import Outcome
 from pipeline.stages.observed import load_observation
+from pipeline.stages.outcome import Outcome
 from pipeline.stages.product import Array, Coordinates, adapt_mixture, first_proposal
 from pipeline.stages.run import with_digests
 from pipeline.stages.verdicts import MOST_MISSED, verdict_of
@@ -87,6 +87,7 @@ def combine(posterior: Posterior, x: Mapping[str, Tensor], *, settings: InferSet
     unknown = torch.full((1,), torch.nan, dtype=torch.float64)
     return Outcome(
         verdict,
+        proposal=None,
         theta=draws.theta[order[:, 0], 0],
         proposals=draws,
         evidence=evidence,
@@ -140,8 +141,8 @@ def _weigh(
         log_q = torch.from_numpy(mixture.log_prob(v)) - log_det
         parts.append((theta, log_q, *joint_terms(posterior, theta, x)))
         advance(len(v))
-    theta, *densities = (torch.cat(p)[:, None] for p in zip(*parts, strict=True))
-    return WeightedDraws(theta, *densities)
+    theta, log_q, likelihood, prior = (torch.cat(p)[:, None] for p in zip(*parts, strict=True))
+    return WeightedDraws(theta, log_q, likelihood, prior, log_q)
 
 
 # ---------------------------------------------------------------- the command

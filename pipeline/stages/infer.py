@@ -24,13 +24,13 @@ from pipeline.schema import PREDICTIVE, STAGE, VERDICTS
 from pipeline.settings import CaseSettings, InferSettings
 from pipeline.stages.catalogue import Catalogue, open_catalogue
 from pipeline.stages.inference_file import join_parts, write_inference
-from pipeline.stages.ladder import climb_all
+from pipeline.stages.ladder import climb_all, rows_to_search
 from pipeline.stages.parts import Parts, Share
 from pipeline.stages.run import Run, begin, finish, need_same_settings, with_digests
 from pipeline.store import content_key, input_digest, open_hdf5, read_attribute, read_key, stamp
 from simulators.protocol import has_likelihood
 
-VERSION = 5
+VERSION = 6
 STORED = 100
 """Observations up to which `store_proposals: auto` keeps weighted draws."""
 MOST_ROWS = 1_000
@@ -143,7 +143,9 @@ class _Job:
     def _write(self, path: Path, start: int, stop: int, attributes: Mapping[str, Any]) -> None:
         data = self.catalogue.read(start, stop)
         x = {name: values.to(self.posterior.device) for name, values in data.x.items()}
-        outcomes = climb_all(self.posterior, x, settings=self.settings, seed=self.seed, index=start)
+        narrow = bool(self.posterior.case.simulate.proposal)
+        searched = {n - start for n in rows_to_search(self.settings, len(self.catalogue), narrow=narrow)}
+        outcomes = climb_all(self.posterior, x, settings=self.settings, seed=self.seed, index=start, searched=searched)
         stores = self.settings.store_proposals
         write_inference(
             path,

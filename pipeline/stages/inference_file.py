@@ -17,10 +17,10 @@ from pipeline.estimators.importance import Evidence
 from pipeline.progress import progress_bar
 from pipeline.schema import CERTIFICATE, PREDICTIVE, VERDICTS
 from pipeline.settings import InferSettings
-from pipeline.stages.ladder import Outcome
 from pipeline.stages.netcdf import create_dimensions, create_variable, write_netcdf
+from pipeline.stages.outcome import Outcome, Search
 from pipeline.store import DataSet, open_hdf5
-from simulators.protocol import Simulator
+from simulators.protocol import Simulator, data_observables
 
 WEIGHTS = ("log_q", "log_likelihood", "log_joint", "log_weight")
 CHUNK_NUMBERS = 131_072
@@ -49,7 +49,7 @@ def write_inference(
         _write_draws(file, simulator, names_of, outcomes)
         if store_proposals:
             _write_proposals(file, simulator, names_of, outcomes)
-        _write_certificates(file, names_of, outcomes, settings)
+        _write_certificates(file, simulator, names_of, outcomes, settings)
         _write_observed(file, simulator, data)
 
     names = json.dumps([p.name for p in simulator.parameters])
@@ -96,22 +96,27 @@ def certificate_values(outcome: Outcome) -> dict[str, float]:
         "repeated_fraction": outcome.repeated_fraction,
         "likelihood_calls": float(outcome.likelihood_calls),
         "r_hat": outcome.r_hat,
-        "typicality": outcome.typicality,
-        "predictive": outcome.predictive.get("log_likelihood", float("nan")),
+        "inputs_held": outcome.inputs_held,
+        "typicality": outcome.examined.typicality,
+        "predictive": outcome.examined.predictive.get("log_likelihood", float("nan")),
+        "predictive_failed": outcome.examined.predictive_failed,
     }
-    values = dict.fromkeys(CERTIFICATE, float("nan")) | own | amortized | other | dict(outcome.surrogate)
+    other |= {f"search_{f.name}": getattr(outcome.search, f.name) for f in fields(Search)}
+    values = dict.fromkeys(CERTIFICATE, float("nan")) | own | amortized | other | dict(outcome.examined.surrogate)
     return {name: values[name] for name in CERTIFICATE}
 
 
-def _write_certificates(file: Any, ids: Sequence[str], outcomes: Sequence[Outcome], settings: InferSettings) -> None:
+def _write_certificates(
+    file: Any, simulator: Simulator, ids: Sequence[str], outcomes: Sequence[Outcome], settings: InferSettings
+) -> None:
     group = file.create_group("certificate")
     create_dimensions(group, observation=ids)
     each = ("observation",)
     values = [certificate_values(o) for o in outcomes]
     for name, meaning in CERTIFICATE.items():
         create_variable(group, name, each, np.array([v[name] for v in values]), long_name=meaning)
-    for name in (n for n in outcomes[0].predictive if n != "log_likelihood"):
-        numbers = np.array([o.predictive[name] for o in outcomes])
+    for name in (o.name for o in data_observables(simulator) if settings.predictive_draws):
+        numbers = np.array([o.examined.predictive.get(name, np.nan) for o in outcomes])
         create_variable(group, f"{PREDICTIVE}{name}", each, numbers, long_name=f"the same for {name} alone")
     atypical = np.array([o.is_atypical(settings.atypical_below) for o in outcomes], dtype=np.int8)
     create_variable(group, "atypical", each, atypical, long_name=MEANING_OF_ATYPICAL)

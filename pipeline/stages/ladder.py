@@ -1,71 +1,40 @@
-"""The ladder: amortized, corrected, refined, sampled, failed. Each observation climbs only as far as it needs.
+"""The ladder: amortized, corrected, refined, searched, sampled, failed. Each observation climbs only as far as it needs.
 
 `exact`      the weights of the amortized q are good;
 `corrected`  its weighted draws are reliable;
 `refined`    a copy of q, trained on this observation's ELBO, weighs well in mixture with the amortized q;
 `sampled`    MCMC from the weighted draws passed its convergence checks;
 `failed`     none of these: draws are delivered, and flagged.
+
+Whatever rung an observation is on, a search of the whole prior (`stages.search`) says what its draws lack: that becomes part
+of them (`corrected`), or the reason of a `failed`. A rung or a check that raises an error is a note of that observation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pipeline.diagnostics.predictive import predictive_check
-from pipeline.errors import InputError
-from pipeline.estimators.importance import Evidence, WeightedDraws, summarize, systematic_resample
+from pipeline.estimators.arithmetic import weight_noise
+from pipeline.estimators.importance import Evidence, WeightedDraws, replace_rounding, summarize, systematic_resample
 from pipeline.estimators.network import Condition
 from pipeline.estimators.posterior import Posterior
-from pipeline.estimators.proposal import Amortized, Defensive, Mixture, Proposal, weigh
+from pipeline.estimators.proposal import Proposal
 from pipeline.progress import progress_bar
-from pipeline.rng import generator
 from pipeline.settings import InferSettings
+from pipeline.stages.amortized_rung import infer_stream, proposal_of, side_by_side, weigh_amortized
+from pipeline.stages.examine import examine
+from pipeline.stages.isolation import attempt, each, joined
+from pipeline.stages.outcome import Outcome, Search, no_outcome
 from pipeline.stages.refined_rung import Repair, refine_all
-from pipeline.stages.sampled_rung import sample_one
-from pipeline.stages.verdicts import is_equal, verdict_of, why_rejected
-from simulators.protocol import Data, data_observables, likelihood_trust
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the ladder delivers for one observation.
-
-    Attributes:
-        verdict: one of `schema.VERDICTS`.
-        theta: (draws, D), equally weighted.
-        proposals: weighted draws of the q that the certificate speaks of, (K, 1).
-        evidence: figures of that q, (1,) each.
-        amortized: figures of the amortized q, (1,) each.
-        repeated_fraction: share of delivered draws that repeat another.
-        likelihood_calls: values of theta at which the likelihood was evaluated.
-        note: why a repair was rejected, if it was.
-        r_hat: of the Markov chains; NaN where nothing was sampled.
-        typicality: p-value of the observation among simulated ones; NaN where unknown.
-        predictive: p-values of the posterior predictive check: `log_likelihood`, and one a data observable.
-        surrogate: how far a learned likelihood is to be trusted, by the names of the certificate; empty for the simulator's own.
-    """
-
-    verdict: str
-    theta: Tensor
-    proposals: WeightedDraws
-    evidence: Evidence
-    amortized: Evidence
-    repeated_fraction: float
-    likelihood_calls: int
-    note: str = ""
-    r_hat: float = float("nan")
-    typicality: float = float("nan")
-    predictive: Mapping[str, float] = field(default_factory=dict)
-    surrogate: Mapping[str, float] = field(default_factory=dict)
-
-    def is_atypical(self, level: float) -> bool:
-        """Whether any check of the observation rejects at `level`, shared among those that were made (Bonferroni)."""
-        values = [v for v in (self.typicality, *self.predictive.values()) if v == v]
-        return any(v < level / len(values) for v in values)
+from pipeline.stages.sampled_rung import Sampled, sample_one
+from pipeline.stages.search import Found, lack_of
+from pipeline.stages.searched_rung import Searched, Standing, search_one
+from pipeline.stages.verdicts import verdict_of, why_rejected, why_unsound
+from simulators.protocol import Data
 
 
 def climb(posterior: Posterior, x: Data, *, settings: InferSettings, seed: int, index: int) -> Outcome:
@@ -73,133 +42,251 @@ def climb(posterior: Posterior, x: Data, *, settings: InferSettings, seed: int, 
     return climb_all(posterior, x, settings=settings, seed=seed, index=index)[0]
 
 
-def climb_all(posterior: Posterior, x: Data, *, settings: InferSettings, seed: int, index: int) -> list[Outcome]:
+def climb_all(
+    posterior: Posterior,
+    x: Data,
+    *,
+    settings: InferSettings,
+    seed: int,
+    index: int,
+    searched: Collection[int] | None = None,
+) -> list[Outcome]:
     """Posteriors and certificates of N observations.
 
     Args:
         x: N rows.
         seed, index: every random number depends on (seed, "infer-...", index); index is that of the first row in
             its catalogue.
+        searched: rows, from 0, that are searched; default: those that the settings name for a catalogue of these N.
     """
-    condition = posterior.condition(x)
-    weighted = weigh_amortized(posterior, x, condition, settings=settings, seed=seed, index=index)
-    amortized = [summarize(draws) for draws in weighted]
-    outcomes: list[Outcome] = []
-    for draws, evidence in zip(weighted, amortized, strict=True):
-        count = len(draws.log_q)
-        verdict = verdict_of(evidence, settings, count)
-        outcomes.append(Outcome(verdict, draws.theta[:0, 0], draws, evidence, evidence, 0.0, count))
-    when = settings.refine.when
-    wanted = [n for n, o in enumerate(outcomes) if when == "always" or (when == "auto" and o.verdict != "exact")]
-    if wanted and posterior.network.refinable:
-        repairs = refine_all(
-            posterior,
-            {name: values[wanted] for name, values in x.items()},
-            Condition(*(t[wanted] for t in condition)),
-            [weighted[n] for n in wanted],
-            [amortized[n] for n in wanted],
-            settings=settings,
-            seed=seed,
-            index=index,
+    rows = len(next(iter(x.values())))
+    chosen = (
+        rows_to_search(settings, rows, narrow=bool(posterior.case.simulate.proposal)) if searched is None else searched
+    )
+
+    def together(some: Sequence[int]) -> list[Outcome]:
+        part = {name: values[list(some)] for name, values in x.items()}
+        ladder = _Ladder(posterior, part, settings, seed, index + some[0])
+        return ladder.outcomes({i for i, n in enumerate(some) if n in chosen})
+
+    found = each(range(rows), together)
+    return [outcome if outcome is not None else no_outcome(posterior, settings, why) for outcome, why in found.values()]
+
+
+def rows_to_search(settings: InferSettings, rows: int, *, narrow: bool) -> set[int]:
+    """Rows of a catalogue that are searched, evenly spaced; five times as many where theta came from a `narrow` proposal."""
+    options = settings.search
+    if options.when == "never":
+        return set()
+    count = rows if options.when == "always" else min(rows, options.sample * (5 if narrow else 1))
+    return {i * rows // count for i in range(count)} if count else set()
+
+
+@dataclass(frozen=True)
+class _Ladder:
+    """N observations on their way up.
+
+    Attributes:
+        index: of the first row in its catalogue.
+    """
+
+    posterior: Posterior
+    x: Data
+    settings: InferSettings
+    seed: int
+    index: int
+
+    def outcomes(self, searched: Collection[int]) -> list[Outcome]:
+        """Of each row; those in `searched` are searched."""
+        condition = self.posterior.condition(self.x)
+        weighted, amortized = self._amortized(condition)
+        proposal = proposal_of(self.posterior, condition, self.settings)
+        outcomes = []
+        for n, (draws, evidence) in enumerate(zip(weighted, amortized, strict=True)):
+            count = len(draws.log_q)
+            verdict, note = verdict_of(evidence, self.settings, count), why_unsound(evidence, count)
+            kept = proposal.row(n) if n in searched else None
+            outcomes.append(
+                Outcome(verdict, kept, draws.theta[:0, 0], draws, evidence, evidence, 0.0, count, note=note)
+            )
+        self._refine(condition, outcomes)
+        found = self._search(condition, outcomes)
+        self._sample(outcomes, found)
+        outcomes = [
+            _deliver(self.posterior, o, self.settings, self.seed, self.index + n) for n, o in enumerate(outcomes)
+        ]
+        examined = examine(
+            self.posterior,
+            self.x,
+            [o.theta for o in outcomes],
+            settings=self.settings,
+            seed=self.seed,
+            index=self.index,
         )
-        for n, repair in zip(wanted, repairs, strict=True):
-            outcomes[n] = _after_refinement(outcomes[n], repair, settings)
-    failed = [n for n, o in enumerate(outcomes) if o.verdict == "failed"]
-    if failed and settings.sample.when == "auto":
+        return [replace(o, examined=e, note=joined(o.note, e.note)) for o, e in zip(outcomes, examined, strict=True)]
+
+    def _amortized(self, condition: Condition) -> tuple[list[WeightedDraws], list[Evidence]]:
+        """Weighted draws of the amortized q, (K, 1) for each row, and their figures."""
+        weighted = weigh_amortized(
+            self.posterior, self.x, condition, settings=self.settings, seed=self.seed, index=self.index
+        )
+        noise = weight_noise(
+            side_by_side(weighted),
+            proposal_of(self.posterior, condition, self.settings),
+            self.posterior.simulator,
+            self.posterior.prior,
+            self.x,
+            generator=infer_stream(self.posterior, self.seed, "rounding", self.index),
+        )
+        return weighted, [replace_rounding(summarize(d), noise[n : n + 1]) for n, d in enumerate(weighted)]
+
+    def _refine(self, condition: Condition, outcomes: list[Outcome]) -> None:
+        """Replace the outcomes that a refinement repairs."""
+        when = self.settings.refine.when
+        wanted = [n for n, o in enumerate(outcomes) if when == "always" or (when == "auto" and o.verdict != "exact")]
+        if not self.posterior.network.refinable:
+            return
+
+        def together(rows: Sequence[int]) -> list[Repair]:
+            return refine_all(
+                self.posterior,
+                {name: values[list(rows)] for name, values in self.x.items()},
+                Condition(*(t[list(rows)] for t in condition)),
+                [outcomes[n].proposals for n in rows],
+                [outcomes[n].amortized for n in rows],
+                keep=[outcomes[n].proposal is not None for n in rows],
+                settings=self.settings,
+                seed=self.seed,
+                index=self.index + rows[0],
+            )
+
+        for n, (repair, why) in each(wanted, together).items():
+            if repair is None:
+                outcomes[n] = replace(outcomes[n], note=joined(outcomes[n].note, f"refinement failed ({why})"))
+            else:
+                outcomes[n] = _after_refinement(outcomes[n], repair, self.settings)
+
+    def _search(self, condition: Condition, outcomes: list[Outcome]) -> dict[int, Found]:
+        """Replace the outcomes of which a search says something; what it found."""
+        rows = [n for n, o in enumerate(outcomes) if o.proposal is not None]
+        found: dict[int, Found] = {}
+        with progress_bar("observation", len(rows)) as advance:
+            for n in rows:
+                before = outcomes[n]
+                standing = Standing(before.verdict, _proposal(before), before.proposals, before.evidence)
+                searched, why = attempt(
+                    lambda n=n, standing=standing: search_one(
+                        self.posterior,
+                        one_row(self.x, n),
+                        Condition(*(t[n : n + 1] for t in condition)),
+                        standing,
+                        settings=self.settings,
+                        seed=self.seed,
+                        index=self.index + n,
+                    )
+                )
+                if searched is None:
+                    outcomes[n] = replace(before, note=joined(before.note, f"the search failed ({why})"))
+                else:
+                    outcomes[n], found[n] = _after_search(before, searched), searched.found
+                advance(1)
+        return found
+
+    def _sample(self, outcomes: list[Outcome], found: Mapping[int, Found]) -> None:
+        """Hand what every other rung has failed on to MCMC."""
+        failed = [n for n, o in enumerate(outcomes) if o.verdict == "failed"]
+        if not failed or self.settings.sample.when == "never":
+            return
         with progress_bar("sample", len(failed)) as advance:
             for n in failed:
-                outcomes[n] = _after_sampling(
-                    posterior, one_row(x, n), outcomes[n], settings=settings, seed=seed, index=index + n
+                before = outcomes[n]
+                sampled, why = attempt(
+                    lambda n=n, before=before: sample_one(
+                        self.posterior,
+                        one_row(self.x, n),
+                        before.proposals,
+                        before.amortized,
+                        settings=self.settings,
+                        seed=self.seed,
+                        index=self.index + n,
+                    )
                 )
+                if sampled is None:
+                    outcomes[n] = replace(before, note=joined(before.note, f"MCMC failed ({why})"))
+                else:
+                    outcomes[n] = _after_sampling(before, sampled, found.get(n), self.settings)
                 advance(1)
-    outcomes = [_deliver(posterior, o, settings=settings, seed=seed, index=index + n) for n, o in enumerate(outcomes)]
-    return _examine(posterior, x, outcomes, settings=settings, seed=seed, index=index)
-
-
-def weigh_amortized(
-    posterior: Posterior, x: Data, condition: Condition, *, settings: InferSettings, seed: int, index: int
-) -> list[WeightedDraws]:
-    """Weighted draws of the amortized q, (K, 1) for each row: few where weights are nearly equal, else all."""
-    most = settings.most_proposals
-    first = min(settings.equal_proposals or 2 * settings.draws, most)
-    draws = _weigh(posterior, x, condition, first, settings, seed, "weigh", index)
-    evidence = summarize(draws)
-    rows = [draws.rows(slice(n, n + 1)) for n in range(len(condition.context))]
-    more = [n for n in range(len(rows)) if not is_equal(evidence.rows(slice(n, n + 1)), settings)]
-    if most == first or not more:
-        return rows
-    part = {name: values[more] for name, values in x.items()}
-    added = _weigh(
-        posterior, part, Condition(*(t[more] for t in condition)), most - first, settings, seed, "weigh-more", index
-    )
-    for i, n in enumerate(more):
-        rows[n] = rows[n].and_then(added.rows(slice(i, i + 1)))
-    return rows
-
-
-def _weigh(
-    posterior: Posterior,
-    x: Data,
-    condition: Condition,
-    count: int,
-    settings: InferSettings,
-    seed: int,
-    purpose: str,
-    index: int,
-) -> WeightedDraws:
-    with progress_bar("weigh", count) as advance:
-        return weigh(
-            proposal_of(posterior, condition, settings),
-            posterior.simulator,
-            posterior.prior,
-            x,
-            draws=count,
-            generator=_stream(posterior, seed, purpose, index),
-            advance=advance,
-        )
-
-
-def proposal_of(posterior: Posterior, condition: Condition, settings: InferSettings) -> Proposal:
-    """The amortized q, in mixture with a defensive component where the settings ask for one."""
-    q = Amortized(posterior.network, condition)
-    share = settings.defensive_share
-    if not share:
-        return q
-    if settings.defensive == "prior":
-        return Mixture([q, Defensive(posterior.prior, len(condition.context))], [1 - share, share])
-    return Mixture([q, Amortized(posterior.network, condition, settings.refine.wide_scale)], [1 - share, share])
 
 
 def _after_refinement(before: Outcome, repair: Repair, settings: InferSettings) -> Outcome:
-    note = why_rejected(repair.evidence, before.amortized, settings, missed=repair.missed)
-    after = replace(before, likelihood_calls=before.likelihood_calls + repair.calls, note=note)
-    if not note:
-        return replace(after, proposals=repair.draws, evidence=repair.evidence, verdict="refined")
+    count = len(repair.draws.log_q)
+    why = why_rejected(repair.evidence, before.amortized, settings, draws=count, missed=repair.missed)
+    after = replace(before, likelihood_calls=before.likelihood_calls + repair.calls, note=why)
+    repaired = replace(after, proposal=repair.proposal, proposals=repair.draws, evidence=repair.evidence)
+    if not why:
+        return replace(repaired, verdict="refined")
     better = before.verdict == "failed" or bool(repair.evidence.ess_fraction > before.evidence.ess_fraction)
     if before.verdict != "exact" and better and repair.earns_corrected(before.amortized, settings):
-        return replace(after, proposals=repair.draws, evidence=repair.evidence, verdict="corrected")
+        return replace(repaired, verdict="corrected")
     return after
 
 
-def _after_sampling(
-    posterior: Posterior, x: Data, before: Outcome, *, settings: InferSettings, seed: int, index: int
-) -> Outcome:
-    try:
-        sampled = sample_one(
-            posterior, x, before.proposals, before.amortized, settings=settings, seed=seed, index=index
-        )
-    except InputError as error:  # of this observation; the others go on
-        return replace(before, note=f"{before.note}; {error}".removeprefix("; "))
-    note = "; ".join(n for n in (before.note, sampled.why_not) if n)
-    after = replace(before, likelihood_calls=before.likelihood_calls + sampled.calls, note=note, r_hat=sampled.r_hat)
-    if sampled.why_not:
-        return after
-    return replace(after, theta=sampled.theta, proposals=sampled.draws, evidence=sampled.evidence, verdict="sampled")
+def _after_search(before: Outcome, searched: Searched) -> Outcome:
+    standing, found = searched.standing, searched.found
+    figures = Search(float(found.starts), float(len(found.optima)), searched.missed, searched.uncovered)
+    note = searched.note if standing.verdict != "failed" else joined(before.note, searched.note)
+    return replace(
+        before,
+        verdict=standing.verdict,
+        proposal=standing.proposal,
+        proposals=standing.draws,
+        evidence=standing.evidence,
+        likelihood_calls=before.likelihood_calls + searched.calls,
+        note=note or before.note,
+        search=figures,
+    )
 
 
-def _deliver(posterior: Posterior, outcome: Outcome, *, settings: InferSettings, seed: int, index: int) -> Outcome:
+def _after_sampling(before: Outcome, sampled: Sampled, found: Found | None, settings: InferSettings) -> Outcome:
+    after = replace(before, likelihood_calls=before.likelihood_calls + sampled.calls, r_hat=sampled.r_hat)
+    why_not, search = sampled.why_not, before.search
+    if found is not None:
+        evidence = float(sampled.evidence.log_evidence)
+        lack = lack_of(found, sampled.proposal, evidence, len(sampled.draws.log_q))
+        search = replace(search, uncovered=lack.share)
+        if lack.share > settings.search.matters:
+            why_not = joined(
+                why_not, f"the chains lack {100 * lack.share:.2g} % of the posterior, which the search found"
+            )
+    if why_not:
+        return replace(after, note=joined(before.note, why_not))
+    return replace(
+        after,
+        theta=sampled.theta,
+        proposal=sampled.proposal,
+        proposals=sampled.draws,
+        evidence=_gap_of_q(sampled.evidence, before.amortized),
+        verdict="sampled",
+        search=search,
+        note=before.note,
+    )
+
+
+def _gap_of_q(sampled: Evidence, q: Evidence) -> Evidence:
+    """The evidence of a fitted mixture beside ELBO and gap of the amortized q: no other q is there after MCMC."""
+    terms = {name: getattr(q, name) for name in ("elbo", "reconstruction", "regularization", "gap_of_worst_percent")}
+    return replace(sampled, kl_gap=sampled.log_evidence - q.elbo, **terms)
+
+
+def _proposal(outcome: Outcome) -> Proposal:
+    assert outcome.proposal is not None  # rows that are searched keep theirs
+    return outcome.proposal
+
+
+def _deliver(posterior: Posterior, outcome: Outcome, settings: InferSettings, seed: int, index: int) -> Outcome:
     """Equally weighted draws: of the chains where MCMC sampled, else resampled from the weighted ones."""
-    stream = _stream(posterior, seed, "deliver", index)
+    stream = infer_stream(posterior, seed, "deliver", index)
+    outcome = replace(outcome, proposal=None)  # copies of q take memory
     if outcome.verdict == "sampled":
         chain = outcome.theta
         order = torch.randperm(len(chain), generator=stream, device=chain.device)
@@ -207,44 +294,6 @@ def _deliver(posterior: Posterior, outcome: Outcome, *, settings: InferSettings,
         return replace(outcome, theta=chain[order], repeated_fraction=max(0.0, 1 - len(chain) / settings.draws))
     order, repeated = systematic_resample(outcome.proposals.log_weight, settings.draws, generator=stream)
     return replace(outcome, theta=outcome.proposals.theta[order[:, 0], 0], repeated_fraction=float(repeated))
-
-
-def _examine(
-    posterior: Posterior, x: Data, outcomes: list[Outcome], *, settings: InferSettings, seed: int, index: int
-) -> list[Outcome]:
-    """Is each observation like the simulated ones, and like data that its posterior predicts?"""
-    typicality = posterior.typicality(x).tolist()
-    outcomes = _trust(posterior, x, outcomes, settings.most_outside)
-    predictive: list[dict[str, float]] = [{} for _ in outcomes]
-    if settings.predictive_draws:
-        count = min(settings.predictive_draws, settings.draws)  # at least this many are replicated
-        check = predictive_check(
-            posterior.simulator,
-            torch.stack([o.theta[:count] for o in outcomes], 1),
-            x,
-            generator=_stream(posterior, seed, "predictive", index),
-            least_replicates=settings.predictive_draws,
-        )
-        names = ("log_likelihood", *(o.name for o in data_observables(posterior.simulator)))
-        predictive = [{name: float(check.p_value[name][n]) for name in names} for n in range(len(outcomes))]
-    return [replace(o, typicality=t, predictive=p) for o, t, p in zip(outcomes, typicality, predictive, strict=True)]
-
-
-def _trust(posterior: Posterior, x: Data, outcomes: list[Outcome], most_outside: float) -> list[Outcome]:
-    """What a learned likelihood says of itself at the delivered draws; a note where too many lie outside."""
-    figures = likelihood_trust(posterior.simulator, torch.stack([o.theta for o in outcomes], 1), x)
-    judged = []
-    for n, outcome in enumerate(outcomes):
-        surrogate = {name: float(values[n]) for name, values in figures.items()}
-        outside = surrogate.get("surrogate_outside", 0.0)
-        warning = f"{100 * outside:.0f} % of draws outside what was simulated" if outside > most_outside else ""
-        note = "; ".join(part for part in (outcome.note, warning) if part)
-        judged.append(replace(outcome, surrogate=surrogate, note=note))
-    return judged
-
-
-def _stream(posterior: Posterior, seed: int, purpose: str, index: int) -> torch.Generator:
-    return generator(seed, f"infer-{purpose}", index, device=posterior.device)
 
 
 def one_row(x: Mapping[str, Tensor], row: int) -> Data:

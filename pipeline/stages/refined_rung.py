@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from pipeline.estimators.arithmetic import weight_noise
 from pipeline.estimators.copies import can_copy
-from pipeline.estimators.importance import Evidence, WeightedDraws, summarize, usable_log_weight
-from pipeline.estimators.network import BLOCK, Condition, PosteriorNetwork
+from pipeline.estimators.importance import Evidence, WeightedDraws, replace_rounding, summarize, usable_log_weight
+from pipeline.estimators.network import Condition, PosteriorNetwork
 from pipeline.estimators.posterior import Posterior
-from pipeline.estimators.proposal import Amortized, Mixture, Proposal, weigh
+from pipeline.estimators.proposal import Amortized, Mixture, Proposal, log_q_in_blocks, weigh
 from pipeline.progress import progress_bar
 from pipeline.rng import generator
 from pipeline.settings import InferSettings
@@ -27,11 +28,13 @@ class Repair:
     """Weighted draws of a repaired q for one observation, their figures, and the likelihood calls that they cost.
 
     Attributes:
+        proposal: of which the draws are, for this observation alone; None where it was not to be kept.
         draws: (K, 1).
         evidence: (1,) each.
         missed: largest share of all weight that one of the amortized draws would carry among them.
     """
 
+    proposal: Proposal | None
     draws: WeightedDraws
     evidence: Evidence
     missed: float
@@ -50,6 +53,7 @@ def refine_all(
     draws: list[WeightedDraws],
     amortized: list[Evidence],
     *,
+    keep: Sequence[bool],
     settings: InferSettings,
     seed: int,
     index: int,
@@ -63,6 +67,7 @@ def refine_all(
         x, condition: of R rows.
         draws: of the amortized q, already weighted, (K, 1) for each row; K may differ between rows.
         amortized: their figures.
+        keep: whether the repair of each row is to keep its proposal.
         index: of the first of these observations in the catalogue: random numbers depend on (seed, purpose, index).
     """
     together = settings.refine.together if can_copy(posterior.network) else 1
@@ -78,6 +83,7 @@ def refine_all(
                     {name: values[chosen] for name, values in x.items()},
                     Condition(*(t[chosen] for t in condition)),
                     [draws[n] for n in chosen],
+                    [keep[n] for n in chosen],
                     settings,
                     seed,
                     index + chosen[0],
@@ -95,6 +101,7 @@ class _Group:
     x: Data
     condition: Condition
     draws: list[WeightedDraws]
+    keep: list[bool]
     settings: InferSettings
     seed: int
     index: int
@@ -139,7 +146,7 @@ class _Group:
         return [
             r
             if is_better(r.evidence, a.evidence, self.settings, missed=r.missed)
-            else Repair(a.draws, a.evidence, a.missed, calls)
+            else Repair(a.proposal, a.draws, a.evidence, a.missed, calls)
             for r, a in zip(refined, adapted, strict=True)
         ]
 
@@ -148,7 +155,7 @@ class _Group:
         count = min(len(d.log_q) for d in self.draws)
         parts = [
             torch.cat([getattr(d, name)[:count] for d in self.draws], 1)
-            for name in ("theta", "log_q", "log_likelihood", "log_prior")
+            for name in (f.name for f in fields(WeightedDraws))
         ]
         return WeightedDraws(*parts)
 
@@ -175,10 +182,18 @@ class _Group:
                 generator=self._stream(purpose),
                 advance=advance,
             )
-        evidence = summarize(new)
+        simulator, prior = self.posterior.simulator, self.posterior.prior
+        noise = weight_noise(new, mixture, simulator, prior, self.x, generator=self._stream(f"{purpose}-rounding"))
+        evidence = replace_rounding(summarize(new), noise)
         missed = self._largest_shares(mixture, evidence, count)
         return [
-            Repair(new.rows(slice(r, r + 1)), evidence.rows(slice(r, r + 1)), missed[r], calls)
+            Repair(
+                mixture.row(r) if self.keep[r] else None,
+                new.rows(slice(r, r + 1)),
+                evidence.rows(slice(r, r + 1)),
+                missed[r],
+                calls,
+            )
             for r in range(len(self.draws))
         ]
 
@@ -186,14 +201,8 @@ class _Group:
     def _largest_shares(self, mixture: Mixture, evidence: Evidence, count: int) -> list[float]:
         r"""$\max_k p(x, \theta_k) / [m(\theta_k) \hat p(x)] / K$ over draws that the mixture m did not make; costs no likelihood."""
         first = self._first()
-        log_weight = usable_log_weight(first.log_joint - _in_blocks(mixture, first.theta))
+        log_weight = usable_log_weight(first.log_joint - log_q_in_blocks(mixture, first.theta))
         return ((log_weight.max(0).values - evidence.log_evidence).exp() / count).tolist()
 
     def _stream(self, purpose: str) -> torch.Generator:
         return generator(self.seed, f"infer-{purpose}", self.index, device=self.posterior.device)
-
-
-def _in_blocks(mixture: Mixture, theta: Tensor) -> Tensor:
-    """log_q of theta (K, R, D), at most BLOCK points at once."""
-    block = max(1, BLOCK // theta.shape[1])
-    return torch.cat([mixture.log_q(part) for part in theta.split(block)])

@@ -6,7 +6,7 @@ mixture m fitted to its draws,
 
     log p(x) = log < p(x, theta) / m(theta) >_m
 
-and must not fall below that of the amortized q. Chains started from q cannot find a mode that q lacks.
+and must not fall below that of the amortized q. Chains started from q cannot find a mode that q lacks: the search can.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.baselines.emcee_sampler import run_emcee
 from pipeline.baselines.evidence_check import fit_mixture
+from pipeline.diagnostics.landscape import Landscape
 from pipeline.estimators.importance import Evidence, WeightedDraws, summarize, systematic_resample
 from pipeline.estimators.posterior import Posterior
-from pipeline.estimators.support import SupportTransform
+from pipeline.estimators.proposal import Proposal, weigh
 from pipeline.progress import progress_bar
 from pipeline.rng import derived_seed, generator
 from pipeline.settings import InferSettings
-from pipeline.stages.verdicts import what_it_lost
-from simulators.protocol import Data, log_likelihood
+from pipeline.stages.search import Fitted, log_joint_within
+from pipeline.stages.verdicts import what_it_lost, why_unsound
+from simulators.protocol import Data
 
 LARGEST_PARETO_K = 0.7
 """Of the mixture's weights, above which its evidence is not to be trusted."""
@@ -39,7 +40,8 @@ class Sampled:
 
     Attributes:
         theta: draws of the chains, (S, D).
-        draws: weighted draws of the mixture fitted to them, (K, 1).
+        proposal: the mixture fitted to them.
+        draws: weighted draws of that mixture, (K, 1).
         evidence: their figures, (1,) each.
         r_hat: largest rank-normalised R-hat.
         calls: values of theta at which the likelihood was evaluated.
@@ -47,6 +49,7 @@ class Sampled:
     """
 
     theta: Tensor
+    proposal: Proposal
     draws: WeightedDraws
     evidence: Evidence
     r_hat: float
@@ -74,11 +77,11 @@ def sample_one(
     Raises:
         InputError: too few walkers or steps, no walker that can start, or chains to which no mixture can be fitted.
     """
-    joint = _Joint(posterior, x)
     options = settings.sample
     stream = generator(seed, "infer-sample-start", index, device=posterior.device)
+    landscape = Landscape(posterior.simulator, posterior.prior, x, generator=stream)
     order, _ = systematic_resample(weighted.log_weight, options.walkers, generator=stream)
-    start = joint.support.to_unconstrained(weighted.theta[order[:, 0], 0]).cpu().numpy()
+    start = landscape.to_real(weighted.theta[order[:, 0], 0]).cpu().numpy()
     with progress_bar("emcee", options.walkers * (options.steps + options.burn_in + 1)) as advance:
         done = 0
 
@@ -88,57 +91,25 @@ def sample_one(
             done = calls
 
         result = run_emcee(
-            joint.log_density,
+            lambda w: log_joint_within(landscape, w),
             start,
             steps=options.steps,
             burn_in=options.burn_in,
             seed=derived_seed(seed, "infer-emcee", index),
             progress=progress,
         )
-    draws = joint.weigh_mixture(
-        result.draws, count=settings.most_proposals, seed=derived_seed(seed, "infer-mixture", index)
-    )
+    rng = np.random.default_rng(derived_seed(seed, "infer-mixture", index))
+    proposal = Fitted(fit_mixture(result.draws, rng=rng), landscape)
+    draws = weigh(proposal, posterior.simulator, posterior.prior, x, draws=settings.most_proposals, generator=stream)
     evidence = summarize(draws)
-    reason = what_it_lost(evidence, amortized, missed=0.0, rung="MCMC")
+    theta = landscape.to_theta(torch.from_numpy(result.draws).to(landscape.center))[0]
+    reason = why_unsound(evidence, settings.most_proposals) or what_it_lost(
+        evidence, amortized, missed=0.0, rung="MCMC"
+    )
     if not result.converged:
         figures = ", ".join(f"{k} {result.checks[k]:.3g}" for k in ("r_hat", "ess_bulk", "acceptance_fraction"))
         reason = f"MCMC did not converge: {figures}"
     elif not reason and float(evidence.pareto_k) > LARGEST_PARETO_K:
         reason = f"the mixture fitted to MCMC draws has pareto_k {float(evidence.pareto_k):.2f}"
-    theta = joint.to_theta(result.draws)[0]
     calls = result.likelihood_calls + settings.most_proposals
-    return Sampled(theta, draws, evidence, float(result.checks["r_hat"]), calls, reason)
-
-
-class _Joint:
-    """Densities of one observation over the unconstrained space."""
-
-    def __init__(self, posterior: Posterior, x: Data) -> None:
-        self.posterior, self.x = posterior, x
-        self.support = SupportTransform(posterior.prior)
-
-    def to_theta(self, v: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-        """theta (B, D) and log |d theta / dv| (B,)."""
-        return self.support.to_theta(torch.from_numpy(np.ascontiguousarray(v)).to(self.posterior.device))
-
-    @torch.no_grad()
-    def parts(self, v: NDArray[np.float64]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """theta (B, D); log_likelihood, log_prior and log |d theta / dv| (B,)."""
-        theta, log_det = self.to_theta(v)
-        likelihood = log_likelihood(self.posterior.simulator, theta[:, None], self.x)[:, 0]
-        return theta, likelihood.double(), self.posterior.prior.log_prob(theta).double(), log_det
-
-    def log_density(self, v: NDArray[np.float64]) -> NDArray[np.float64]:
-        r"""$\log p(x|\theta) + \log p(\theta) + \log |d\theta/dv|$, (B, D) -> (B,); -inf where it is not a number."""
-        _, likelihood, prior, log_det = self.parts(v)
-        total = likelihood + prior + log_det
-        return torch.where(total.isnan(), -torch.inf, total).cpu().numpy()
-
-    def weigh_mixture(self, v: NDArray[np.float64], *, count: int, seed: int) -> WeightedDraws:
-        """Draws of the mixture fitted to v (S, D), weighted, (K, 1)."""
-        rng = np.random.default_rng(seed)
-        mixture = fit_mixture(v, rng=rng)
-        at = mixture.sample(count, rng)
-        theta, likelihood, prior, log_det = self.parts(at)
-        log_q = torch.from_numpy(mixture.log_prob(at)).to(theta) - log_det
-        return WeightedDraws(*(t[:, None] for t in (theta, log_q, likelihood, prior)))
+    return Sampled(theta, proposal, draws, evidence, float(result.checks["r_hat"]), calls, reason)

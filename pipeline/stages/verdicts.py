@@ -5,18 +5,36 @@ from __future__ import annotations
 from pipeline.estimators.importance import Evidence
 from pipeline.settings import InferSettings
 
+MOST_ROUNDING = 0.01
+"""Nats of rounding in the log weights above which no weight is to be trusted."""
 MOST_MISSED = 0.02
 """Share of all weight that a draw of the amortized q may carry at most under the refined mixture."""
 
 
 def verdict_of(evidence: Evidence, settings: InferSettings, draws: int) -> str:
     """`exact`, `corrected` or `failed` for the weights of one observation."""
+    if why_unsound(evidence, draws):
+        return "failed"
     if is_exact(evidence, settings):
         return "exact"
     ess, k = float(evidence.ess_fraction), float(evidence.pareto_k)
     if ess * draws >= settings.corrected_ess and k <= settings.corrected_pareto_k:
         return "corrected"
     return "failed"
+
+
+def why_unsound(evidence: Evidence, draws: int) -> str:
+    """Empty where the arithmetic of the weights can be trusted, else the reason: numbers that are equal weigh alike.
+
+    Of theta = 4.7e14 with a log likelihood of -2.3e29 all draws coincide: an ESS fraction of 1, a Pareto k of -inf.
+    """
+    rounding, distinct = float(evidence.rounding), float(evidence.distinct_draws)
+    if rounding > MOST_ROUNDING or rounding != rounding:
+        return f"log weights are known to {rounding:.2g} nats only: rounding or noise of the likelihood, the limit is {MOST_ROUNDING:g}"
+    claimed = float(evidence.ess_fraction) * draws
+    if distinct < min(0.9 * claimed, claimed - 1):
+        return f"a parameter has {distinct:.0f} different values in {draws} draws where {claimed:.0f} are effective: it is narrower than float64 resolves"
+    return ""
 
 
 def is_equal(evidence: Evidence, settings: InferSettings) -> bool:
@@ -35,11 +53,16 @@ def is_exact(evidence: Evidence, settings: InferSettings) -> bool:
     return is_equal(evidence, settings) or (ess >= settings.exact_ess_fraction and k <= settings.exact_pareto_k)
 
 
-def why_rejected(refined: Evidence, amortized: Evidence, settings: InferSettings, *, missed: float = 0.0) -> str:
+def why_rejected(
+    refined: Evidence, amortized: Evidence, settings: InferSettings, *, draws: int, missed: float = 0.0
+) -> str:
     """Empty if a refinement passes, else the reason.
 
     It needs what `exact` needs, and must not have lost anything: see `what_it_lost`.
     """
+    unsound = why_unsound(refined, draws)
+    if unsound:
+        return unsound
     if not is_exact(refined, settings):
         return f"refinement reached ess_fraction {float(refined.ess_fraction):.3f} and pareto_k {float(refined.pareto_k):.2f} only"
     return what_it_lost(refined, amortized, missed=missed)

@@ -65,7 +65,9 @@ def held_out_figures(
     figures = {"held_out_forward_log_q": float((weights * log_q).sum())}
     if not has_likelihood(simulator):
         return figures
-    draws = WeightedDraws(theta, draws_log_q, log_likelihood(simulator, theta, some.x).double(), prior.log_prob(theta))
+    draws = WeightedDraws(
+        theta, draws_log_q, log_likelihood(simulator, theta, some.x).double(), prior.log_prob(theta), draws_log_q
+    )
     log_weight = draws.log_weight
     usable = log_weight.isfinite()
     count = usable.sum()

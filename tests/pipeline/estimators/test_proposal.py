@@ -29,7 +29,7 @@ def components(make_gaussian: MakeGaussian, *, rows: int = 3) -> tuple[Any, Amor
 
 def test_amortized_is_the_networks_q(make_gaussian: MakeGaussian) -> None:
     case, q, _ = components(make_gaussian)
-    theta, log_q = q.draw(20, stream())
+    theta, log_q, _ = q.draw(20, stream())
     assert theta.shape == (20, 3, 2)
     assert theta.dtype == log_q.dtype == torch.float64
     torch.testing.assert_close(log_q, case.simulator.posterior(case.x["x"]).log_prob(theta))
@@ -40,7 +40,7 @@ def test_amortized_is_the_networks_q(make_gaussian: MakeGaussian) -> None:
 def test_widened_q_is_the_posterior_with_wider_tails(make_gaussian: MakeGaussian) -> None:
     case, q, _ = components(make_gaussian)
     wide = Amortized(q.network, q.condition, base_scale=1.5)
-    theta, log_q = wide.draw(20, stream())
+    theta, log_q, _ = wide.draw(20, stream())
     posterior = case.simulator.posterior(case.x["x"])
     expected = torch.distributions.MultivariateNormal(posterior.mean, 1.5**2 * posterior.covariance_matrix)
     torch.testing.assert_close(log_q, expected.log_prob(theta))
@@ -51,7 +51,7 @@ def test_widened_q_is_the_posterior_with_wider_tails(make_gaussian: MakeGaussian
 def test_density_of_a_mixture_is_the_weighted_sum(make_gaussian: MakeGaussian) -> None:
     _, one, other = components(make_gaussian)
     mixture = Mixture([one, other], [0.3, 0.7])
-    theta, log_q = mixture.draw(500, stream())
+    theta, log_q, _ = mixture.draw(500, stream())
     assert theta.shape == (500, 3, 2)
     expected = 0.3 * one.log_q(theta).exp() + 0.7 * other.log_q(theta).exp()
     torch.testing.assert_close(log_q.exp(), expected)
@@ -78,7 +78,7 @@ def test_mixture_integrates_to_one(make_gaussian: MakeGaussian) -> None:
     wide = make_gaussian(dimension=2, rows=3, shift=1.0, scale=2.0)
     displaced = make_gaussian(dimension=2, rows=3, shift=2.0, scale=0.8)
     mixture = Mixture([one, Amortized(displaced.network, displaced.condition)], [0.4, 0.6])
-    theta, log_q = Amortized(wide.network, wide.condition).draw(20_000, stream())
+    theta, log_q, _ = Amortized(wide.network, wide.condition).draw(20_000, stream())
     ratio = (mixture.log_q(theta) - log_q).exp().detach()
     assert float(((ratio.mean(0) - 1) / (ratio.std(0) / 20_000**0.5)).abs().max()) < 5
     assert case.kl == 0
@@ -86,7 +86,7 @@ def test_mixture_integrates_to_one(make_gaussian: MakeGaussian) -> None:
 
 def test_a_share_of_zero_is_never_drawn_and_weighs_nothing(make_gaussian: MakeGaussian) -> None:
     _, one, other = components(make_gaussian)
-    theta, log_q = Mixture([one, other], [1.0, 0.0]).draw(200, stream())
+    theta, log_q, _ = Mixture([one, other], [1.0, 0.0]).draw(200, stream())
     torch.testing.assert_close(log_q, one.log_q(theta))
 
 

@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from pipeline.estimators.importance import Evidence, WeightedDraws, log_evidence, log_evidence_error
 from pipeline.estimators.posterior import Posterior, load_posterior
+from pipeline.search_settings import SearchSettings
 from pipeline.settings import InferSettings, RefineSettings, SampleSettings
-from pipeline.stages.ladder import Outcome, _after_refinement, climb, climb_all, one_row, weigh_amortized
+from pipeline.stages.amortized_rung import weigh_amortized
+from pipeline.stages.examine import Examination
+from pipeline.stages.ladder import _after_refinement, climb, climb_all, one_row
+from pipeline.stages.outcome import Outcome
 from pipeline.stages.refined_rung import Repair
 from pipeline.stages.run import Run
 from pipeline.stages.verdicts import is_better, verdict_of, why_rejected
@@ -20,8 +24,9 @@ from tests.pipeline.estimators.test_weighted_posterior import posterior_of
 
 def evidence(*, log_evidence: float = -5.0, error: float = 0.001, ess: float = 0.9, k: float = 0.1) -> Evidence:
     numbers = {"log_evidence": log_evidence, "log_evidence_error": error, "ess_fraction": ess, "pareto_k": k}
-    rest = dict.fromkeys(("elbo", "reconstruction", "regularization", "kl_gap", "refused"), 0.0)
-    return Evidence(**{name: torch.tensor([value]).double() for name, value in (numbers | rest).items()})
+    numbers["distinct_draws"] = 20_000.0
+    rest = dict.fromkeys((f.name for f in fields(Evidence)), 0.0)
+    return Evidence(**{name: torch.tensor([value]).double() for name, value in (rest | numbers).items()})
 
 
 @pytest.mark.parametrize(
@@ -44,19 +49,23 @@ def test_thresholds(ess: float, k: float, verdict: str) -> None:
 def test_a_refinement_that_loses_evidence_is_rejected() -> None:
     settings = InferSettings()
     amortized = evidence(log_evidence=-5.0, error=0.01)
-    assert why_rejected(evidence(log_evidence=-5.005), amortized, settings) == ""
-    assert why_rejected(evidence(log_evidence=-4.5), amortized, settings) == ""  # more evidence: a mode was found
-    assert "forgotten a mode" in why_rejected(evidence(log_evidence=-5.2), amortized, settings)
-    assert "ess_fraction" in why_rejected(evidence(ess=0.3), amortized, settings)
+    assert why_rejected(evidence(log_evidence=-5.005), amortized, settings, draws=20_000) == ""
+    assert (
+        why_rejected(evidence(log_evidence=-4.5), amortized, settings, draws=20_000) == ""
+    )  # more evidence: a mode was found
+    assert "forgotten a mode" in why_rejected(evidence(log_evidence=-5.2), amortized, settings, draws=20_000)
+    assert "ess_fraction" in why_rejected(evidence(ess=0.3), amortized, settings, draws=20_000)
 
 
 def test_a_refinement_that_all_but_misses_a_draw_is_rejected_however_large_the_error() -> None:
     """One draw with 70 % of the weight: its error of 0.7 nats would let a fall of 1.2 pass."""
     settings = InferSettings()
     amortized = evidence(log_evidence=-5.0, error=0.7, ess=1e-4)
-    assert why_rejected(evidence(log_evidence=-6.2), amortized, settings) == ""
-    assert "forgotten a mode" in why_rejected(evidence(log_evidence=-6.2), amortized, settings, missed=0.5)
-    assert why_rejected(evidence(log_evidence=-6.2), amortized, settings, missed=0.001) == ""
+    assert why_rejected(evidence(log_evidence=-6.2), amortized, settings, draws=20_000) == ""
+    assert "forgotten a mode" in why_rejected(
+        evidence(log_evidence=-6.2), amortized, settings, draws=20_000, missed=0.5
+    )
+    assert why_rejected(evidence(log_evidence=-6.2), amortized, settings, draws=20_000, missed=0.001) == ""
 
 
 @pytest.mark.parametrize(
@@ -77,11 +86,11 @@ def test_the_better_of_two_copies_is_kept(refined: dict[str, float], missed: flo
 
 def test_a_repair_that_is_no_more_than_corrected_is_kept_where_it_is_the_better_one() -> None:
     settings = InferSettings()
-    draws = WeightedDraws(*(torch.zeros(20_000, 1, *d, dtype=torch.float64) for d in ((2,), (), (), ())))
+    draws = WeightedDraws(*(torch.zeros(20_000, 1, *d, dtype=torch.float64) for d in ((2,), (), (), (), ())))
     amortized = evidence(ess=0.2, k=0.6)
-    before = Outcome("corrected", draws.theta[:0, 0], draws, amortized, amortized, 0.0, 20_000)
+    before = Outcome("corrected", None, draws.theta[:0, 0], draws, amortized, amortized, 0.0, 20_000)
     for ess, kept in ((0.4, 0.4), (0.1, 0.2)):
-        after = _after_refinement(before, Repair(draws, evidence(ess=ess, k=0.6), 0.0), settings)
+        after = _after_refinement(before, Repair(None, draws, evidence(ess=ess, k=0.6), 0.0), settings)
         assert after.verdict == "corrected"
         assert float(after.evidence.ess_fraction) == pytest.approx(kept)
         assert "reached" in after.note
@@ -146,7 +155,11 @@ def test_few_draws_where_weights_are_nearly_equal_and_all_elsewhere(posterior: P
 def test_a_defensive_component_bounds_the_weights(posterior: Posterior, trained: Run, kind: str) -> None:
     x = one_row(trained.observation().x, 0)
     bad = spoil(posterior, shrink=0.6)
-    never = {"refine": RefineSettings(when="never"), "sample": SampleSettings(when="never")}
+    never = {
+        "refine": RefineSettings(when="never"),
+        "search": SearchSettings(when="never"),
+        "sample": SampleSettings(when="never"),
+    }
     plain = climb(bad, x, settings=InferSettings(**never), seed=1, index=0)
     share = InferSettings(defensive_share=0.2, defensive=kind, **never)  # pyright: ignore[reportArgumentType]
     outcome = climb(bad, x, settings=share, seed=1, index=0)
@@ -163,7 +176,9 @@ def test_what_nothing_else_repairs_is_sampled(posterior: Posterior, trained: Run
     x = one_row(trained.observation().x, 0)
     bad = spoil(posterior, shift=6.0)
     settings = InferSettings(
-        refine=RefineSettings(when="never"), sample=SampleSettings(walkers=32, steps=2_500, burn_in=500)
+        refine=RefineSettings(when="never"),
+        search=SearchSettings(when="never"),  # which repairs this q before it comes to that
+        sample=SampleSettings(walkers=32, steps=2_500, burn_in=500),
     )
     outcome = climb(bad, x, settings=settings, seed=1, index=0)
     assert outcome.verdict == "sampled"
@@ -181,10 +196,14 @@ def test_what_nothing_else_repairs_is_sampled(posterior: Posterior, trained: Run
 def test_atypical_shares_the_level_among_its_checks(posterior: Posterior, trained: Run) -> None:
     x = one_row(trained.observation().x, 0)
     outcome = climb(posterior, x, settings=InferSettings(refine=RefineSettings(when="never")), seed=1, index=0)
-    assert set(outcome.predictive) == {"log_likelihood", "x"}
-    assert replace(outcome, typicality=0.004, predictive={"x": 0.5}).is_atypical(0.01)
-    assert not replace(outcome, typicality=0.006, predictive={"x": 0.5}).is_atypical(0.01)
-    assert not replace(outcome, typicality=float("nan"), predictive={}).is_atypical(0.01)
+    assert set(outcome.examined.predictive) == {"log_likelihood", "x"}
+    for typicality, predictive, atypical in (
+        (0.004, {"x": 0.5}, True),
+        (0.006, {"x": 0.5}, False),
+        (float("nan"), {}, False),
+    ):
+        changed = replace(outcome, examined=Examination(typicality=typicality, predictive=predictive))
+        assert changed.is_atypical(0.01) is atypical
     far = climb(
         posterior,
         {"x": x["x"] + 20},

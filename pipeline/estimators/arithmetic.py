@@ -1,0 +1,61 @@
+r"""How well the log weights themselves are known: rounding, float32, a likelihood that is noise.
+
+A smooth function has no second difference over a thousandth of its width; noise of standard deviation s has
+
+    f(theta + d) - 2 f(theta) + f(theta - d)   ~   sqrt(6) s,       d = (theta_j - theta_i) / 1000,
+
+theta_j the draw nearest to theta_i, so that d stays in the posterior's valley. The median over draws is what is stated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pipeline.estimators.importance import WeightedDraws, systematic_resample
+from pipeline.estimators.proposal import Proposal
+from simulators.protocol import Simulator, log_likelihood
+
+POINTS = 32
+"""Draws at which the difference is taken, three likelihood calls each."""
+STEP = 1e-3
+MEDIAN_OF_NORMAL = 0.6745
+"""Median of |z| for z ~ N(0, 1)."""
+
+
+@torch.no_grad()
+def weight_noise(
+    draws: WeightedDraws,
+    proposal: Proposal,
+    simulator: Simulator,
+    prior: Distribution,
+    x: Mapping[str, Tensor],
+    *,
+    generator: torch.Generator,
+) -> Tensor:
+    """Standard deviation of the noise of the log weight, nats, (N,); 0 where it cannot be measured."""
+    index, _ = systematic_resample(draws.log_weight, POINTS, generator=generator)
+    theta = draws.theta.gather(0, index[..., None].expand(-1, -1, draws.theta.shape[-1]))
+    step = STEP * _to_nearest(theta)
+    at = torch.cat([theta + step, theta, theta - step])
+    value = log_likelihood(simulator, at, x).double() + prior.log_prob(at).double() - proposal.log_q(at).double()
+    up, middle, down = value.view(3, *theta.shape[:2])
+    difference = (up - 2 * middle + down).abs()
+    moved = (step != 0).any(-1)
+    known = torch.where(difference.isfinite() & moved, difference, math.nan)
+    noise = torch.nanmedian(known, dim=0).values / (math.sqrt(6) * MEDIAN_OF_NORMAL)
+    return torch.nan_to_num(noise, nan=0.0)
+
+
+def _to_nearest(theta: Tensor) -> Tensor:
+    """From each draw of theta (S, N, D) to the nearest other one of its observation, in units of their spread."""
+    spread = theta.std(0, keepdim=True)
+    z = (theta / torch.where(spread > 0, spread, 1.0)).transpose(0, 1)  # (N, S, D)
+    distance = torch.cdist(z, z)
+    distance = torch.where(distance > 0, distance, math.inf)  # itself, and repeats of it
+    nearest = distance.argmin(-1).T[..., None].expand_as(theta)
+    return theta.gather(0, nearest) - theta
