@@ -115,7 +115,7 @@ def problems() -> dict[str, Callable[[], Problem]]:
         "two_modes_1": lambda: two_modes(0.01),
         "ten_dimensions_20": lambda: two_modes(0.2, dimension=10),
         "no_gradient_20": lambda: two_modes(0.2, gradient=False),
-        "spike_20": lambda: two_modes(0.2, dimension=3, width=0.3, second_width=0.01),
+        "spike_20": lambda: two_modes(0.2, dimension=2, width=0.3, second_width=0.03),
         "two_moons": lambda: Problem(
             TwoMoons(),
             0.5,

@@ -26,17 +26,19 @@ LOWEST_POWER, ANNEALED = 0.003, 0.7
 RATE, LAST_RATE = 0.1, 1e-3
 """Of Adam, in units of the prior's width: while annealing, and at the end."""
 BETA = (0.9, 0.99)
-SCREENED = 16
-"""Draws of the prior whose likelihood is looked at for each start: a narrow spike is met by one draw in thousands."""
+SCREENED = 64
+"""Draws of the prior whose likelihood is looked at for each start: 16,384 for 256 starts meet a basin of a 3,000th of the prior."""
 TOP, TEMPERED = 0.125, 0.375
 """Shares of the starts: those of the largest likelihood; those drawn in proportion to a power of it. The rest are plain draws."""
 TEMPERED_ESS = 0.05
 POLISHED = 64
 """Ends of climbs that Newton's method takes up, those of the largest density."""
-APART = 0.02
-"""Least distance between two of them, in widths of the prior."""
-NEWTON_STEPS = 15
+APART = (0.3, 0.02)
+"""Least distance between two of them, in widths of the prior: for half of them, so that the climbs that ended beside the highest
+optimum leave room for others; and for the rest."""
+NEWTON_STEPS = 30
 TRUST = 0.5
+"""Longest step at first, in widths of the prior; four times as long after a step that gains what was foreseen."""
 LEAST_PRECISION = 0.05
 """Of a direction in which an optimum is flat: no Gaussian is wider than 4.5 widths of the prior."""
 SAME = 0.1
@@ -148,28 +150,30 @@ def find_optima(landscape: Landscape, w: Tensor, value: Tensor) -> Optima:
     """Optima near the best of points w (S, D) with log p(x, w) = value (S,), merged."""
     kept = value.isfinite()
     w, value = w[kept], value[kept]
-    chosen = _apart(landscape, w[value.argsort(descending=True)], APART, POLISHED)
-    if not len(chosen):
+    if not len(w):
         return no_optima(landscape)
+    ordered = w[value.argsort(descending=True)]
+    first = _apart(landscape, ordered[:0], ordered, APART[0], POLISHED // 2)
+    chosen = _apart(landscape, first, ordered, APART[1], POLISHED)
     return _merged(landscape, polish(landscape, chosen))
 
 
-def _apart(landscape: Landscape, w: Tensor, distance: float, most: int) -> Tensor:
-    """The first of w (S, D), and then each that is `distance` from all before it, at most `most`."""
-    kept: list[Tensor] = []
+def _apart(landscape: Landscape, taken: Tensor, w: Tensor, distance: float, most: int) -> Tensor:
+    """Those that are taken, (T, D), and then each of w (S, D) that is `distance` from all before it, at most `most`."""
+    kept = list(taken)
     for point in w:
         if len(kept) == most:
             break
         if all(float(landscape.distance(point, k).norm()) > distance for k in kept):
             kept.append(point)
-    return torch.stack(kept) if kept else w[:0]
+    return torch.stack(kept)
 
 
 def polish(landscape: Landscape, w: Tensor) -> Optima:
     """Newton's method from w (C, D), steps that lower the density taken back; the Hessian from differences of gradients."""
     count, dimension = w.shape
     step = w.new_full((count, dimension), 1e-4)
-    damping = w.new_full((count,), 1e-3)
+    damping, trust = w.new_full((count,), 1e-3), w.new_full((count, 1), TRUST)
     value, gradient = landscape.gradient(w)
     hessian = _hessian(landscape, w, step)
     for _ in range(NEWTON_STEPS):
@@ -177,18 +181,20 @@ def polish(landscape: Landscape, w: Tensor) -> Optima:
         largest = eigenvalue.abs().amax(1, keepdim=True)
         curvature = eigenvalue.abs().clamp_min(LEAST_PRECISION) + damping[:, None] * largest
         move = (vector @ ((vector.mT @ gradient[..., None])[..., 0] / curvature)[..., None])[..., 0]
-        move = move * (TRUST / move.norm(dim=1, keepdim=True).clamp_min(TRUST))
+        move = move * (trust / torch.maximum(move.norm(dim=1, keepdim=True), trust))
         trial = w + move
         new_value, new_gradient = landscape.gradient(trial)
         better = new_value > value
         gain = torch.where(better, new_value - value, 0.0)
+        foreseen = (move * gradient).sum(1) + 0.5 * (move[:, None] @ hessian @ move[..., None])[:, 0, 0]
+        trust = trust * torch.where(gain > 0.5 * foreseen, 4.0, torch.where(better, 1.0, 0.25))[:, None]
         w, value = torch.where(better[:, None], trial, w), torch.where(better, new_value, value)
         gradient = torch.where(better[:, None], new_gradient, gradient)
         damping = (damping * torch.where(better, 0.1, 10.0)).clamp(1e-8, 1e3)
         width = 1 / hessian.diagonal(dim1=1, dim2=2).abs().clamp_min(LEAST_PRECISION).sqrt()
         step = (0.05 * width).clamp(1e-9, 0.05)
         hessian = _hessian(landscape, w, step)
-        if not bool((gain > 1e-3).any()):
+        if not bool((better & (gain > 1e-3)).any() | (~better & (foreseen > 1e-2)).any()):
             break
     eigenvalue, vector = torch.linalg.eigh(-hessian)
     precision = eigenvalue.clamp_min(LEAST_PRECISION)

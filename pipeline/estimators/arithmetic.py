@@ -1,10 +1,11 @@
 r"""How well the log weights themselves are known: rounding, float32, a likelihood that is noise.
 
-A smooth function has no second difference over a thousandth of its width; noise of standard deviation s has
+A smooth function has next to no third difference over a sixteenth of its width; noise of standard deviation s has
 
-    f(theta + d) - 2 f(theta) + f(theta - d)   ~   sqrt(6) s,       d = (theta_j - theta_i) / 1000,
+    f(theta - d) - 3 f(theta) + 3 f(theta + d) - f(theta + 2 d)   ~   sqrt(20) s,       d = (theta_j - theta_i) / 16,
 
-theta_j the draw nearest to theta_i, so that d stays in the posterior's valley. The median over draws is what is stated.
+theta_j the draw nearest to theta_i, so that d stays in the posterior's valley. Steps of a likelihood that is rounded count as
+noise where f changes by more than one of them along d. The median over draws is what is stated.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from pipeline.estimators.proposal import Proposal
 from simulators.protocol import Simulator, log_likelihood
 
 POINTS = 32
-"""Draws at which the difference is taken, three likelihood calls each."""
-STEP = 1e-3
+"""Draws at which the difference is taken, four likelihood calls each."""
+STEP = 1 / 16
 MEDIAN_OF_NORMAL = 0.6745
 """Median of |z| for z ~ N(0, 1)."""
 
@@ -41,13 +42,13 @@ def weight_noise(
     index, _ = systematic_resample(draws.log_weight, POINTS, generator=generator)
     theta = draws.theta.gather(0, index[..., None].expand(-1, -1, draws.theta.shape[-1]))
     step = STEP * _to_nearest(theta)
-    at = torch.cat([theta + step, theta, theta - step])
+    at = torch.cat([theta + k * step for k in (-1, 0, 1, 2)])
     value = log_likelihood(simulator, at, x).double() + prior.log_prob(at).double() - proposal.log_q(at).double()
-    up, middle, down = value.view(3, *theta.shape[:2])
-    difference = (up - 2 * middle + down).abs()
+    first, second, third, fourth = value.view(4, *theta.shape[:2])
+    difference = (first - 3 * second + 3 * third - fourth).abs()
     moved = (step != 0).any(-1)
     known = torch.where(difference.isfinite() & moved, difference, math.nan)
-    noise = torch.nanmedian(known, dim=0).values / (math.sqrt(6) * MEDIAN_OF_NORMAL)
+    noise = torch.nanmedian(known, dim=0).values / (math.sqrt(20) * MEDIAN_OF_NORMAL)
     return torch.nan_to_num(noise, nan=0.0)
 
 
