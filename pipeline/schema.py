@@ -57,6 +57,7 @@ CERTIFICATE: dict[str, str] = {
     "pareto_k": "shape of the tail of the weights (PSIS)",
     "proposals": "weighted draws behind these figures",
     "refused": "draws whose weight was zero or not a number",
+    "largest_weight": "the largest weight over their mean",
     "rounding": "how well a log weight is known: rounding, or noise of the likelihood, nats",
     "distinct_draws": "different values among the weighted draws of the parameter that has the fewest",
     "inputs_held": "numbers that the network reads of x which lay far outside training and were held at a bound",

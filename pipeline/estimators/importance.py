@@ -62,7 +62,8 @@ class WeightedDraws:
 class Evidence:
     """Figures of the weights, one an observation (N,); nats. See `summarize`.
 
-    `rounding` is how well a log weight is known (nats), `distinct_draws` how many different values the draws of a parameter have.
+    `rounding` is how well a log weight is known (nats), `distinct_draws` how many different values the draws of a parameter have,
+    `largest_weight` is in units of their mean.
     """
 
     log_evidence: Tensor
@@ -79,6 +80,7 @@ class Evidence:
     refused: Tensor
     rounding: Tensor
     distinct_draws: Tensor
+    largest_weight: Tensor
 
     def rows(self, index: Tensor | slice) -> Evidence:
         """Some of the N observations."""
@@ -179,6 +181,7 @@ def summarize(draws: WeightedDraws) -> Evidence:
         refused=refused,
         rounding=_rounding(draws),
         distinct_draws=_distinct(draws.theta),
+        largest_weight=(usable_log_weight(log_weight).max(0).values - evidence).exp(),
     )
 
 

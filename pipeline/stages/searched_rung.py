@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.baselines.evidence_check import StudentMixture
 from pipeline.errors import InputError
 from pipeline.estimators.arithmetic import weight_noise
 from pipeline.estimators.importance import Evidence, WeightedDraws, replace_rounding, summarize
@@ -20,16 +22,14 @@ from pipeline.estimators.proposal import Mixture, Proposal, log_q_in_blocks, wei
 from pipeline.progress import progress_bar
 from pipeline.rng import derived_seed, generator
 from pipeline.settings import InferSettings
-from pipeline.stages.product import adapt_mixture
+from pipeline.stages.product import adapt_mixture, merged
 from pipeline.stages.refined_rung import refine_all
 from pipeline.stages.search import Fitted, Found, Lack, lack_by_weights, lack_of, log_joint_within, search, with_twins
 from pipeline.stages.verdicts import verdict_of, what_it_lost
 from simulators.protocol import Data
 
 SHARES = (0.4, 0.3, 0.3)
-"""Of the new proposal: the old one, the adapted mixture, the mixture that the search began with.
-
-Its components have shares by the root of their masses, so that a small mode gets more draws than it has mass: weights that
+"""Of the new proposal: the old one, the adapted mixture, and one with shares by the root of mass, so that a small mode gets more draws than it has mass: weights that
 are largest there would look like the beginning of a heavy tail (Pareto k of 2.2 at an ESS fraction of 0.82)."""
 LEAST_EFFECTIVE = 100.0
 """Draws of a repaired proposal from which their weights say what was lacking."""
@@ -156,7 +156,8 @@ class _Repair:
                     seed=derived_seed(self.seed, "infer-search-adapt", self.index),
                     advance=advance,
                 )
-            parts.insert(1, Fitted(adapted.mixture, landscape))
+            even = merged([flattened(adapted.mixture), mixture], (0.5, 0.5))
+            parts = [self.before.proposal, Fitted(adapted.mixture, landscape), Fitted(even, landscape)]
         except (InputError, ValueError):  # no finite density, or draws that coincide: the first mixture has to do
             pass
         shares = SHARES if len(parts) == 3 else (SHARES[0], SHARES[1] + SHARES[2])
@@ -224,6 +225,12 @@ class _Repair:
             return ""
         names = [p.name for p in self.posterior.simulator.parameters]
         return f"the search found {100 * lack.share:.2g} % of the posterior near {place(names, lack.where)}, where q has no draws: it {what}"
+
+
+def flattened(mixture: StudentMixture) -> StudentMixture:
+    """The same components, with shares by the root of their own."""
+    root = np.sqrt(mixture.weight)
+    return replace(mixture, weight=root / root.sum())
 
 
 def place(names: list[str], theta: Tensor) -> str:

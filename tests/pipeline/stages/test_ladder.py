@@ -24,7 +24,7 @@ from tests.pipeline.estimators.test_weighted_posterior import posterior_of
 
 def evidence(*, log_evidence: float = -5.0, error: float = 0.001, ess: float = 0.9, k: float = 0.1) -> Evidence:
     numbers = {"log_evidence": log_evidence, "log_evidence_error": error, "ess_fraction": ess, "pareto_k": k}
-    numbers["distinct_draws"] = 20_000.0
+    numbers |= {"distinct_draws": 20_000.0, "largest_weight": 50.0}
     rest = dict.fromkeys((f.name for f in fields(Evidence)), 0.0)
     return Evidence(**{name: torch.tensor([value]).double() for name, value in (rest | numbers).items()})
 
