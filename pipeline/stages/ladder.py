@@ -234,7 +234,6 @@ def _after_refinement(before: Outcome, repair: Repair, settings: InferSettings) 
 def _after_search(before: Outcome, searched: Searched) -> Outcome:
     standing, found = searched.standing, searched.found
     figures = Search(float(found.starts), float(len(found.optima)), searched.missed, searched.uncovered)
-    note = searched.note if standing.verdict != "failed" else joined(before.note, searched.note)
     return replace(
         before,
         verdict=standing.verdict,
@@ -242,7 +241,7 @@ def _after_search(before: Outcome, searched: Searched) -> Outcome:
         proposals=standing.draws,
         evidence=standing.evidence,
         likelihood_calls=before.likelihood_calls + searched.calls,
-        note=note or before.note,
+        note=joined(before.note, searched.note),
         search=figures,
     )
 

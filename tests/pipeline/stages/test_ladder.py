@@ -10,7 +10,7 @@ import torch
 from pipeline.estimators.importance import Evidence, WeightedDraws, log_evidence, log_evidence_error
 from pipeline.estimators.posterior import Posterior, load_posterior
 from pipeline.search_settings import SearchSettings
-from pipeline.settings import InferSettings, RefineSettings, SampleSettings
+from pipeline.settings import AdaptSettings, InferSettings, RefineSettings, SampleSettings
 from pipeline.stages.amortized_rung import weigh_amortized
 from pipeline.stages.examine import Examination
 from pipeline.stages.ladder import _after_refinement, climb, climb_all, one_row
@@ -229,3 +229,60 @@ def test_looking_first_at_few_draws_hardly_biases_the_evidence() -> None:
     stated = torch.cat([log_evidence_error(d.log_weight) for d in draws])
     assert float(off.mean().abs()) < 0.35 * float(stated.mean())
     assert float((off / stated).std()) == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("scale", [1e5, 1e15])
+def test_data_that_nothing_explains_are_never_certified_wrongly(
+    posterior: Posterior, trained: Run, scale: float
+) -> None:
+    """All draws once coincided in floating point: equal weights, `exact`, and an evidence of -2.3e29 for -2.5e9."""
+    x = {"x": one_row(trained.observation().x, 0)["x"] * scale}
+    settings = InferSettings(
+        refine=RefineSettings(steps=20, adapt=AdaptSettings(rounds=2, steps=5)), sample=SampleSettings(when="never")
+    )
+    outcome = climb(posterior, x, settings=settings, seed=1, index=0)
+    if outcome.verdict != "failed":
+        exact = float(trained.simulator.log_evidence(x["x"]))  # pyright: ignore[reportAttributeAccessIssue]
+        error = float(outcome.evidence.log_evidence_error)
+        assert float(outcome.evidence.log_evidence) == pytest.approx(exact, abs=5 * error + 1e-12 * abs(exact))
+        assert float(outcome.evidence.rounding) <= 0.01
+    assert outcome.is_atypical(0.01) or outcome.note
+
+
+def test_one_observation_that_fails_costs_no_other(posterior: Posterior, trained: Run) -> None:
+    """A likelihood that raises for one star, as emcee did with "large condition number": the others are delivered."""
+
+    class Choosy(type(posterior.simulator)):
+        def log_likelihood(self, theta: torch.Tensor, x: dict[str, torch.Tensor]) -> torch.Tensor:
+            if bool((x["x"] > 1e3).any()):
+                raise ValueError("Initial state has a large condition number.\nMake sure that ...")
+            return super().log_likelihood(theta, x)
+
+    x = {"x": torch.cat([trained.observation().x["x"][:2], torch.full((1, 5), 1e4), trained.observation().x["x"][:1]])}
+    simulator = copy.copy(posterior.simulator)
+    simulator.__class__ = Choosy
+    choosy = Posterior(posterior.case, simulator, posterior.network, typicality_model=posterior.typicality_model)
+    settings = InferSettings(draws=500, search=SearchSettings(starts=64, steps=50))
+    outcomes = climb_all(choosy, x, settings=settings, seed=1, index=0)
+    assert [o.verdict == "failed" for o in outcomes] == [False, False, True, False]
+    assert "large condition number" in outcomes[2].note
+    assert bool(outcomes[2].theta.isnan().all())
+    assert outcomes[2].theta.shape == outcomes[0].theta.shape
+
+
+@pytest.mark.parametrize("broken", ["refine_all", "search_one", "sample_one"])
+def test_a_rung_that_fails_leaves_what_earlier_ones_have(
+    posterior: Posterior, trained: Run, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise ArithmeticError("no such luck")
+
+    monkeypatch.setattr(f"pipeline.stages.ladder.{broken}", fails)
+    bad = spoil(posterior, shift=6.0) if broken == "sample_one" else spoil(posterior, shift=1.0)
+    refine = RefineSettings(when="never" if broken == "sample_one" else "always", steps=20)
+    when = "never" if broken == "sample_one" else "auto"
+    settings = InferSettings(draws=500, refine=refine, search=SearchSettings(when=when, starts=64, steps=50))
+    outcome = climb(bad, one_row(trained.observation().x, 0), settings=settings, seed=1, index=0)
+    assert "ArithmeticError: no such luck" in outcome.note
+    assert bool(outcome.theta.isfinite().all())
+    assert (outcome.verdict == "failed") is (broken == "sample_one")
