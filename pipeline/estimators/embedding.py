@@ -60,7 +60,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.features, self.output = features, settings.output
         self.mixed = settings.precision == "bfloat16"
-        self.standardize: Standardize | StandardizeChannels | StandardizeItems
+        self.standardize: Standardize
         self.network: nn.Module
         hidden, layers, output = settings.hidden, settings.layers, settings.output
         if settings.kind in ("cnn1d", "cnn2d"):

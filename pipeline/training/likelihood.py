@@ -206,7 +206,7 @@ class Learner:
         return Numbers(
             network.coordinates(data.theta),
             _in_blocks(lambda rows: network.summary(numbers_of(kind, self.simulator, rows.x)), data),
-            _in_blocks(lambda rows: network.context(context_numbers(self.simulator, rows.x)).float(), data),
+            _in_blocks(lambda rows: network.context(context_numbers(self.simulator, rows.x)), data),
         )
 
     def _fit_support(self, network: LikelihoodNetwork, training: Numbers, watched: Numbers) -> Fitted:
@@ -329,7 +329,8 @@ def _in_blocks(function: Callable[[TrainingSet], Tensor], data: TrainingSet) -> 
 @torch.no_grad()
 def _in_blocks_of_inputs(network: LikelihoodNetwork, numbers: Numbers, data: TrainingSet) -> Any:
     """What r reads of simulations, whose pilot is known already."""
-    features = torch.cat([network.summary.standardized(numbers.s)[0].float(), numbers.context], dim=1)
+    context = _in_blocks(lambda rows: network.context.standardized(context_numbers(network.simulator, rows.x)), data)
+    features = torch.cat([network.summary.standardized(numbers.s)[0], context], dim=1)
     return data.inputs._replace(features=features)
 
 

@@ -138,7 +138,7 @@ class Joint:
 
     name = "joint"
     parameters = (Parameter("a"), Parameter("b"))
-    prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
+    prior = MultivariateNormal(torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64))
 
 
 def test_prior_of_takes_the_joint_one_and_refuses_none() -> None:
