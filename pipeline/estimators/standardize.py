@@ -1,6 +1,6 @@
 r"""Features of order one: each column by itself, or shared over the positions of a grid or the items of a set.
 
-    z = (x - mean) / width,     held between mid - B half and mid + B half of the training set's own z,     B = 3
+    z = (x - mean) / width,     held between mid - B half and mid + B half of the training set's own z,     B = 2
 
 All in float64; only the result is cast to what the network computes in. Nothing is constant because it is small:
 a column is constant where its greatest value is its least. No width is below DIGITS roundings of the numbers
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError
 
-BOUND = 3.0
+BOUND = 2.0
 """B: half-ranges of the training set from its middle at which a number is held. What was fitted to lies within 1."""
 DIGITS = 8
 """Roundings of the largest number of a column below which no width goes."""

@@ -21,6 +21,7 @@ from pipeline.stages.run import Run, StageKey, begin, finish, need_same_settings
 from pipeline.stages.simulate import HELD_OUT
 from pipeline.store import open_hdf5, write_text
 from pipeline.training.data import FreshNoise, FreshSimulations, Source, TrainingSet
+from pipeline.training.gain import Gain, gain_over_prior, words_of
 from pipeline.training.launch import launch
 from pipeline.training.processes import Processes
 from pipeline.training.rows import SimulationRows
@@ -31,7 +32,7 @@ from simulators.noise_free import WithSignal
 from simulators.priors import to_device
 from simulators.protocol import Simulator
 
-VERSION = 5
+VERSION = 6
 HELD_OUT_ROWS = 512
 """Held-out simulations used for checks while training; the rest is left to `validate` (typicality is ranked by all)."""
 
@@ -93,7 +94,8 @@ def _train(run: Run, processes: Processes) -> Path:
     )
     if not processes.first:
         return output
-    return _save(run, key, trained, network, _simulations_seen(network, head, held_out))
+    gain = gain_over_prior(network.eval(), held_out, prior=prior, proposal=proposal)
+    return _save(run, key, trained, network, _simulations_seen(network, head, held_out), gain)
 
 
 def _source(run: Run, stored: Source, prior: Distribution, proposal: Distribution) -> Source:
@@ -104,7 +106,12 @@ def _source(run: Run, stored: Source, prior: Distribution, proposal: Distributio
 
 
 def _save(
-    run: Run, key: StageKey, trained: Trained, network: PosteriorNetwork, typicality_model: Typicality | None
+    run: Run,
+    key: StageKey,
+    trained: Trained,
+    network: PosteriorNetwork,
+    typicality_model: Typicality | None,
+    gain: Gain,
 ) -> Path:
     """Write the posterior and its training log, and say what was reached."""
     history = format_history(trained.history)
@@ -112,7 +119,16 @@ def _save(
     outcomes = json.dumps([asdict(o) for o in trained.phases])
     counts = {"refused": trained.refused, "skipped": trained.skipped}
     posterior = Posterior(run.case, run.model, network, typicality_model=typicality_model)
-    posterior.save(run.output("train"), attributes=key.attributes() | {"history": history, "phases": outcomes} | counts)
+    learned = {
+        "gain_over_prior": gain.mean,
+        "gain_over_prior_error": gain.error,
+        "learned_nothing": words_of(gain),
+    }
+    posterior.save(
+        run.output("train"), attributes=key.attributes() | {"history": history, "phases": outcomes} | counts | learned
+    )
+    if words_of(gain):
+        console.print(f"train: {words_of(gain)}")
     if trained.refused:
         console.print(f"train: {trained.refused} draws had no finite likelihood or prior: no weight, no gradient")
     if trained.skipped:
