@@ -39,7 +39,13 @@ class NetworkInput(NamedTuple):
 
     def rows(self, index: Tensor | slice) -> NetworkInput:
         """Some of the N observations."""
-        return NetworkInput(self.features[index], self.location[index], self.scale[index])
+        return type(self)(self.features[index], self.location[index], self.scale[index])
+
+
+class PreparedInput(NetworkInput):
+    """The same with features that are standardised and held already, as `PosteriorNetwork.prepared` gives them."""
+
+    __slots__ = ()
 
 
 class Condition(NamedTuple):
@@ -135,7 +141,13 @@ class PosteriorNetwork(nn.Module):
         """Embed x, once for all its draws; features and pilot are held at the bounds of what training saw."""
         low, high = self.pilot_low, self.pilot_high
         scale = inputs.scale.clamp(low[1].exp(), high[1].exp())
-        return Condition(self.embedding(inputs.features), inputs.location.clamp(low[0], high[0]), scale)
+        context = self.embedding(inputs.features, standardized=isinstance(inputs, PreparedInput))
+        return Condition(context, inputs.location.clamp(low[0], high[0]), scale)
+
+    @torch.no_grad()
+    def prepared(self, inputs: NetworkInput) -> PreparedInput:
+        """What `condition` makes the same of, without standardising features anew at every step of training."""
+        return PreparedInput(self.embedding.standardize(inputs.features), inputs.location, inputs.scale)
 
     @torch.no_grad()
     def held(self, inputs: NetworkInput) -> Tensor:

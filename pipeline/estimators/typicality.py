@@ -114,7 +114,7 @@ class Typicality:
     def fit(cls, network: PosteriorNetwork, reference: NetworkInput, held_out: NetworkInput) -> Typicality:
         """Fit the distances to `reference`, simulations that the network may have seen, and rank by `held_out`, which it has not.
 
-        At most REFERENCE_ROWS rows of the reference are used, evenly spaced, fewer where features are many.
+        Of the reference `reference_of` is used.
 
         Raises:
             InputError: fewer than LEAST_REFERENCE simulations, none held out, or features that are not finite.
@@ -124,10 +124,7 @@ class Typicality:
             raise InputError(
                 f"typicality: expected at least {LEAST_REFERENCE} simulations for training and one held out, got {count} and {len(held_out.features)}; raise simulate.count or simulate.held_out"
             )
-        most = max(1_000, min(REFERENCE_ROWS, REFERENCE_NUMBERS // reference.features.shape[1]))
-        rows = min(count, most)
-        kept = torch.arange(rows, device=reference.features.device) * count // rows
-        views = seen_by(network, reference.rows(kept))
+        views = seen_by(network, reference_of(reference))
         if not all(bool(v.points.isfinite().all()) for v in views):
             raise InputError("typicality: features, pilot or embedding of a training simulation are not finite")
         clouds = tuple(_fit_cloud(v) for v in views)
@@ -176,6 +173,14 @@ class Typicality:
             return cls(tuple(clouds), tensors[f"{PREFIX}scores"].to(device))
         except KeyError as error:
             raise InputError(f"typicality: the model file lacks the tensor {error}; train it again") from None
+
+
+def reference_of(inputs: NetworkInput) -> NetworkInput:
+    """The rows that the distances are fitted to: all, or REFERENCE_ROWS evenly spaced, fewer where features are many."""
+    count = len(inputs.features)
+    most = max(1_000, min(REFERENCE_ROWS, REFERENCE_NUMBERS // max(1, inputs.features.shape[1])))
+    rows = min(count, most)
+    return inputs.rows(torch.arange(rows, device=inputs.features.device) * count // max(1, rows))
 
 
 class Seen(NamedTuple):
