@@ -141,7 +141,7 @@ class Standardize(nn.Module):
         numbers, present = self.numbers(features)
         z = self._standardized(numbers)
         scale = torch.where(self.inverse_scale == 0, 1.0, self.inverse_scale)
-        rounding = same_to(features) * numbers.abs() * scale
+        rounding = same_to(features) * self.mean.abs() * scale
         beyond = (z - z.clamp(self.low, self.high)).abs() > rounding
         return (beyond if present is None else beyond & present[..., None]).sum((1, 2))
 

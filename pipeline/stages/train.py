@@ -21,7 +21,7 @@ from pipeline.stages.run import Run, StageKey, begin, finish, need_same_settings
 from pipeline.stages.simulate import HELD_OUT
 from pipeline.store import open_hdf5, write_text
 from pipeline.training.data import FreshNoise, FreshSimulations, HostSet, Source, TrainingSet
-from pipeline.training.gain import Gain, gain_over_prior, words_of
+from pipeline.training.gain import Gain, gains_of, words_of
 from pipeline.training.launch import launch
 from pipeline.training.prepared import prepared
 from pipeline.training.processes import Processes
@@ -97,8 +97,8 @@ def _train(run: Run, processes: Processes) -> Path:
     )
     if not processes.first:
         return output
-    gain = gain_over_prior(network.eval(), held_out, prior=prior, proposal=proposal)
-    return _save(run, key, trained, network, _simulations_seen(network, reference, held_out), gain)
+    gains = gains_of(network.eval(), held_out, prior=prior)
+    return _save(run, key, trained, network, _simulations_seen(network, reference, held_out), gains)
 
 
 def _source(
@@ -122,7 +122,7 @@ def _save(
     trained: Trained,
     network: PosteriorNetwork,
     typicality_model: Typicality | None,
-    gain: Gain,
+    gains: tuple[Gain, Gain],
 ) -> Path:
     """Write the posterior and its training log, and say what was reached."""
     history = format_history(trained.history)
@@ -130,16 +130,17 @@ def _save(
     outcomes = json.dumps([asdict(o) for o in trained.phases])
     counts = {"refused": trained.refused, "skipped": trained.skipped}
     posterior = Posterior(run.case, run.model, network, typicality_model=typicality_model)
+    over_prior, words = gains[0], words_of(*gains)
     learned = {
-        "gain_over_prior": gain.mean,
-        "gain_over_prior_error": gain.error,
-        "learned_nothing": words_of(gain),
+        "gain_over_prior": over_prior.mean,
+        "gain_over_prior_error": over_prior.error,
+        "learned_nothing": words,
     }
     posterior.save(
         run.output("train"), attributes=key.attributes() | {"history": history, "phases": outcomes} | counts | learned
     )
-    if words_of(gain):
-        console.print(f"train: {words_of(gain)}")
+    if words:
+        console.print(f"train: {words}")
     if trained.refused:
         console.print(f"train: {trained.refused} draws had no finite likelihood or prior: no weight, no gradient")
     if trained.skipped:

@@ -1,10 +1,12 @@
 r"""What training has learned: nats of the true theta that q, or a learned likelihood, gains on knowing nothing.
 
-    q               < log q(theta|x) - log p(theta) >                    over held-out simulations
-    a likelihood    < log p~(s|theta) - log p~(s|theta') >,              theta' with one parameter of another simulation
+    q               < log q(theta|x) - log p(theta) >              over held-out simulations
+                    < log q(theta|x) - log q(theta|x') >           x' of another simulation
+    a likelihood    < log p~(s|theta) - log p~(s|theta') >         theta' with one parameter of another simulation
 
-Zero for a q that is the prior, and for a likelihood that does not see that parameter; otherwise positive, where what was
-learned is worth anything. The first is at most the mutual information of theta and x, and reaches it where q is the posterior.
+The first is zero for a q that is the prior, the second for one that does not depend on x (one that is the proposal, narrower
+than the prior, gains on that and knows nothing), the third for a likelihood that does not see that parameter. All are
+positive where what was learned is worth anything; the first is at most the mutual information of theta and x.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pipeline.estimators.likelihood import LikelihoodNetwork, mixture
-from pipeline.estimators.network import PosteriorNetwork
+from pipeline.estimators.network import Condition, PosteriorNetwork
 from pipeline.rng import generator
 from pipeline.training.data import TrainingSet
 
@@ -53,37 +55,34 @@ def _gain(difference: Tensor, log_weight: Tensor | None = None) -> Gain:
 
 
 @torch.no_grad()
-def gain_over_prior(
-    network: PosteriorNetwork, held_out: TrainingSet, *, prior: Distribution, proposal: Distribution
-) -> Gain:
-    """Of q over the prior; where theta came from a proposal, over that if it is the smaller and q might be it.
+def gains_of(network: PosteriorNetwork, held_out: TrainingSet, *, prior: Distribution) -> tuple[Gain, Gain]:
+    """Of q over the prior, weighted by prior over proposal where theta came from one; and over q given another x.
 
     Args:
-        prior, proposal: on the device of the simulations.
+        prior: on the device of the simulations.
     """
-    parts = [held_out.rows(slice(i, i + BLOCK)) for i in range(0, len(held_out), BLOCK)]
-    log_q = torch.cat([network.log_q(p.theta, network.condition(p.inputs)) for p in parts])
-    gain = _gain(log_q - prior.log_prob(held_out.theta), held_out.log_importance)
-    if proposal is prior:
-        return gain
-    over_proposal = _gain(log_q - proposal.log_prob(held_out.theta))
-    # a q of the prior's posterior, wider than a narrow proposal, lies below it by far: it is not the proposal
-    is_proposal = abs(over_proposal.mean) < max(LEAST, ERRORS * over_proposal.error)
-    return over_proposal if is_proposal else gain
+    conditions = [network.condition(held_out.inputs.rows(slice(i, i + BLOCK))) for i in range(0, len(held_out), BLOCK)]
+    condition = Condition(*(torch.cat(part) for part in zip(*conditions, strict=True)))
+    other = Condition(*(part.roll(1, 0) for part in condition))
+    log_q, log_q_other = network.log_q(held_out.theta, condition), network.log_q(held_out.theta, other)
+    return _gain(log_q - prior.log_prob(held_out.theta), held_out.log_importance), _gain(log_q - log_q_other)
 
 
-def words_of(gain: Gain) -> str:
+def words_of(over_prior: Gain, over_other: Gain) -> str:
     """What to say of a q that learned nothing; nothing of any other.
 
-    >>> words_of(Gain(0.5, 0.1))
+    >>> words_of(Gain(0.5, 0.1), Gain(3.0, 0.2))
     ''
     """
-    if not gain.is_none:
+    if over_prior.is_none:
+        why = f"q is the prior (held-out log q of the true theta is above the prior's by {over_prior})"
+    elif over_other.is_none:
+        why = f"q does not depend on the data (those of another simulation cost log q of the true theta {over_other})"
+    else:
         return ""
     return (
-        f"the network learned nothing: q is the prior (held-out log q of the true theta is above the prior's by {gain}); "
-        "check that the data depend on the parameters, that the features keep what they know of them, and that "
-        "train.phases has steps enough and a learning_rate that fits"
+        f"the network learned nothing: {why}; check that the data depend on the parameters, that the features keep what "
+        "they know of them, and that train.phases has steps enough and a learning_rate that fits"
     )
 
 
