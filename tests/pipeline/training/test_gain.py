@@ -83,7 +83,7 @@ def test_a_time_in_julian_days_is_as_well_known_as_the_data_know_it() -> None:
     mean = float((weight * (grid - 2_457_000)).sum())
     width = float((weight * (grid - 2_457_000 - mean).square()).sum().sqrt())
     assert mean == pytest.approx(0.5, abs=0.02)
-    assert width == pytest.approx(0.02, rel=0.4)
+    assert 0.016 < width < 0.036  # 0.021 to 0.028 over four seeds at 60 to 100 steps
 
 
 def test_a_likelihood_names_the_parameters_that_it_does_not_see() -> None:
