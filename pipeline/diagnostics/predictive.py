@@ -109,6 +109,7 @@ def _check_block(
     p_value = {LOG_LIKELIHOOD: likelihood_p_value(simulator, theta, x, replicated)}
     for observable in data_observables(simulator):
         observed = x[observable.name].flatten(1)
+        observed = observed if observed.is_floating_point() else observed.double()
         drawn = replicated[observable.name].flatten(2).to(observed.dtype)  # both as files hold them
         p_value[observable.name] = torch.stack(
             [distance_p_value(observed[n], drawn[:, n]) for n in range(len(observed))]
