@@ -131,18 +131,48 @@ def _interior_point(marginal: Distribution) -> Tensor:
 
 
 def prior_of(simulator: Simulator) -> Distribution:
-    """The simulator's joint prior, or the product of its parameters' priors.
+    """The simulator's joint prior, or the product of its parameters' priors; in float64.
+
+    `Uniform(2457000.0, 2457001.0)` is float32 in torch: its draws would be four numbers, a quarter of a day apart.
 
     Raises:
-        ValueError: a parameter has no prior and the simulator declares no joint one.
+        ValueError: a parameter has no prior and the simulator declares no joint one, or float32 does not hold its numbers.
     """
     joint = getattr(simulator, "prior", None)
     if joint is not None:
-        return joint
+        return in_float64(joint)
     missing = [p.name for p in simulator.parameters if p.prior is None]
     if missing:
         raise ValueError(f"simulator {simulator.name!r}: no prior for {', '.join(missing)} and no joint `prior`")
-    return IndependentPrior([p.prior for p in simulator.parameters if p.prior is not None])
+    return IndependentPrior([in_float64(p.prior, p.name) for p in simulator.parameters if p.prior is not None])
+
+
+def in_float64(distribution: Distribution, name: str = "theta") -> Distribution:
+    """The distribution with its float32 numbers in float64; itself where it has none.
+
+    Raises:
+        ValueError: numbers that float32 has already lost.
+    """
+    if not _holds_float32(distribution):
+        return distribution
+    own = [v for v in vars(distribution).values() if isinstance(v, Tensor) and v.dtype == torch.float32]
+    if not all(bool(v.isfinite().all()) for v in own):
+        raise ValueError(
+            f"prior of {name}: {distribution} holds numbers that are not finite; float32 ends at 3e38, "
+            "give larger ones as torch.tensor(..., dtype=torch.float64)"
+        )
+    return _changed(distribution, lambda t: t.double() if t.dtype == torch.float32 else t)
+
+
+def _holds_float32(value: Any) -> bool:
+    """Whether any tensor in a distribution or transform, or in what it is made of, is float32."""
+    if isinstance(value, Tensor):
+        return value.dtype == torch.float32
+    if isinstance(value, (list, tuple)):
+        return any(_holds_float32(v) for v in value)
+    if not isinstance(value, (Distribution, Transform)):
+        return False
+    return any(_holds_float32(v) for k, v in vars(value).items() if k != "_inv")
 
 
 def proposal_of(simulator: Simulator, specs: Mapping[str, PriorSpec]) -> Distribution:
@@ -197,23 +227,23 @@ def global_generators_from(generator: torch.Generator) -> Iterator[None]:
 
 def to_device(distribution: Distribution, device: torch.device | str) -> Distribution:
     """A copy with every tensor on `device`."""
-    return _moved(distribution, device)
+    return _changed(distribution, lambda t: t.to(device))
 
 
-def _moved(value: Any, device: torch.device | str) -> Any:
-    """Tensors, and distributions and transforms that hold tensors, on `device`; anything else as it is."""
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A change made to tensors, and to those that distributions and transforms hold; anything else as it is."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return change(value)
     if isinstance(value, (list, tuple)) and any(isinstance(v, (Tensor, Distribution, Transform)) for v in value):
-        return type(value)(_moved(v, device) for v in value)
+        return type(value)(_changed(v, change) for v in value)
     if not isinstance(value, (Distribution, Transform)):
         return value
-    moved = copy.copy(value)
+    changed = copy.copy(value)
     for key, member in vars(value).items():
         if key == "_inv" and type(value).__name__ != "_InverseTransform":
-            moved.__dict__[key] = (
+            changed.__dict__[key] = (
                 None  # a transform's cached link to its inverse, which would lead back to the original
             )
         else:
-            moved.__dict__[key] = _moved(member, device)
-    return moved
+            changed.__dict__[key] = _changed(member, change)
+    return changed

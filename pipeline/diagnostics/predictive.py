@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
+from pipeline.estimators.standardize import same_to
 from pipeline.estimators.whitening import fit_whitening
 from simulators.protocol import (
     Data,
@@ -107,8 +108,9 @@ def _check_block(
     replicated = replicate(simulator, theta, x, generator=generator)
     p_value = {LOG_LIKELIHOOD: likelihood_p_value(simulator, theta, x, replicated)}
     for observable in data_observables(simulator):
-        observed = x[observable.name].flatten(1).double()
-        drawn = replicated[observable.name].flatten(2).double()
+        observed = x[observable.name].flatten(1)
+        observed = observed if observed.is_floating_point() else observed.double()
+        drawn = replicated[observable.name].flatten(2).to(observed.dtype)  # both as files hold them
         p_value[observable.name] = torch.stack(
             [distance_p_value(observed[n], drawn[:, n]) for n in range(len(observed))]
         )
@@ -170,7 +172,7 @@ def distance_p_value(observed: Tensor, replicated: Tensor) -> Tensor:
     fitted, ranked = replicated[::2], replicated[1::2]
     whitening = fit_whitening(fitted, least_width=LEAST_WIDTH)
     points = torch.cat([observed[None], ranked])
-    fixed = (whitening.inverse_scale == 0) & ((points - whitening.center).abs() > 1e-6 * whitening.center.abs() + 1e-12)
+    fixed = (whitening.inverse_scale == 0) & ((points - whitening.center).abs() > same_to(points) * points.abs())
     distance = whitening.whiten(points).norm(dim=1)
     distance = torch.where(fixed.any(1) | ~distance.isfinite(), torch.inf, distance)
     return (1 + (distance[1:] >= distance[0]).sum()).double() / (1 + len(ranked))

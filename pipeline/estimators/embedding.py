@@ -60,7 +60,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.features, self.output = features, settings.output
         self.mixed = settings.precision == "bfloat16"
-        self.standardize: Standardize | StandardizeChannels | StandardizeItems
+        self.standardize: Standardize
         self.network: nn.Module
         hidden, layers, output = settings.hidden, settings.layers, settings.output
         if settings.kind in ("cnn1d", "cnn2d"):
@@ -92,9 +92,10 @@ class Embedding(nn.Module):
             self.network = nn.Sequential(self.network, nn.Linear(self.output, readout))
             self.output = readout
 
-    def forward(self, features: Tensor) -> Tensor:
-        standardized = self.standardize(features)
+    def forward(self, features: Tensor, *, standardized: bool = False) -> Tensor:
+        """Context (N, C) of features (N, F), or of what `standardize` made of them."""
+        read = features if standardized else self.standardize(features)
         if not self.mixed:
-            return self.network(standardized)
+            return self.network(read)
         with torch.autocast(features.device.type, dtype=torch.bfloat16):
-            return self.network(standardized).to(standardized.dtype)
+            return self.network(read).to(read.dtype)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
-from pipeline.estimators.likelihood import SUMMARY, Judged, LikelihoodNetwork, LikelihoodShape, mixture
+from pipeline.estimators.likelihood import CONTEXT, SUMMARY, Judged, LikelihoodNetwork, LikelihoodShape, mixture
+from pipeline.estimators.standardize import need_bounds
 from pipeline.estimators.summary import Summary, SummaryShape
 from pipeline.likelihood_settings import LikelihoodSettings
 from pipeline.schema import SUMMARY_HASH
@@ -78,7 +79,7 @@ class WithLearnedLikelihood:
         if not self.network.summary.compresses:
             return network_features(self.simulator, x)
         read = self.reduced(x)
-        return torch.cat([self.network.summary.standardized(read[SUMMARY])[0].float(), read["context"]], dim=1)
+        return torch.cat([self.network.summary.standardized(read[SUMMARY])[0], read[CONTEXT]], dim=1)
 
     @torch.no_grad()
     def trust(self, theta: Tensor, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -167,10 +168,11 @@ def likelihood_from(
     Raises:
         InputError: weights that do not fit their settings, or this simulator.
     """
+    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    need_bounds(own, "context", source)
     try:
         shape, settings = _model(header)
         network = LikelihoodNetwork(simulator, shape, settings)
-        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         network.load_state_dict(own)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{source}: its learned likelihood does not fit ({str(error).splitlines()[0]})") from None

@@ -100,7 +100,7 @@ class Coordinates(nn.Module):
         self.register_buffer("period", period, persistent=False)
         self.plain = [d for d in range(count) if d not in self.angles and d not in self.half_bounded]
         self.size = len(self.plain) + len(self.half_bounded) + 2 * len(self.angles)
-        self.standardize = Standardize(self.size).double()
+        self.standardize = Standardize(self.size)
 
     def raw(self, theta: Tensor) -> Tensor:
         """(..., D) -> (..., T), float64."""
@@ -114,7 +114,8 @@ class Coordinates(nn.Module):
         return torch.cat(parts, dim=-1)
 
     def forward(self, theta: Tensor) -> Tensor:
-        return self.standardize(self.raw(theta)).float()
+        """Not held at a bound: the prior says where theta may be, the guard where it was simulated."""
+        return self.standardize.standardized(self.raw(theta)).float()
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class LikelihoodNetwork(nn.Module):
         self.summary = Summary(shape.summary, settings.summary, simulator)
         size = shape.summary.kept
         self.coordinates = Coordinates(prior, periodic)
-        self.context = Standardize(shape.context).double()
+        self.context = Standardize(shape.context)
         self.members = nn.ModuleList(
             new_density(size, self.coordinates.size, shape.context, settings) for _ in range(settings.members)
         )
@@ -184,13 +185,13 @@ class LikelihoodNetwork(nn.Module):
 
     @torch.no_grad()
     def read(self, x: Mapping[str, Tensor]) -> Data:
-        """All that likelihood and guard need of N observations: s, context, and r's view of them."""
+        """All that likelihood and guard need of N observations: s, context standardised, and r's view of them."""
         s = self.summary(numbers_of(self.shape.summary.kind, self.simulator, x))
         context = context_numbers(self.simulator, x)
         condition = self.support.condition(self.support_input(s, context, x))
         return {
             SUMMARY: s,
-            CONTEXT: self.context(context).float(),
+            CONTEXT: self.context.standardized(context),
             EMBEDDED: condition.context,
             LOCATION: condition.location,
             SCALE: condition.scale,
@@ -199,7 +200,7 @@ class LikelihoodNetwork(nn.Module):
 
     def support_input(self, s: Tensor, context: Tensor, x: Mapping[str, Tensor]) -> NetworkInput:
         """What r reads: standardised s and context, and the simulator's pilot."""
-        features = torch.cat([self.summary.standardized(s)[0], self.context(context)], dim=1).float()
+        features = torch.cat([self.summary.standardized(s)[0], self.context.standardized(context)], dim=1)
         dimension = self.support.dimension
         location = torch.zeros(len(s), dimension, dtype=torch.float64, device=s.device)
         scale = torch.ones_like(location)
@@ -208,6 +209,12 @@ class LikelihoodNetwork(nn.Module):
             location, scale = pilot[0].double(), pilot[1].double().clone()
             scale[:, self.support.angles] = 1.0
         return NetworkInput(features, location, scale)
+
+    @torch.no_grad()
+    def held(self, x: Mapping[str, Tensor]) -> Tensor:
+        """How many numbers of context, and of what a learned summary reads, are held at a bound, (N,)."""
+        numbers = numbers_of(self.shape.summary.kind, self.simulator, x)
+        return self.context.held(context_numbers(self.simulator, x)) + self.summary.held(numbers)
 
     # ------------------------------------------------------------ densities
 
@@ -218,7 +225,8 @@ class LikelihoodNetwork(nn.Module):
         """
         cells = self.summary.cells(self.settings.dequantize)
         coordinates = self.coordinates(theta)
-        parts = [self._at(coordinates, read[SUMMARY] + u, read[CONTEXT]) for u in cells]
+        context = self.context.bounded(read[CONTEXT])
+        parts = [self._at(coordinates, read[SUMMARY] + u, context) for u in cells]
         return mixture(torch.stack(parts))
 
     def _at(self, coordinates: Tensor, s: Tensor, context: Tensor) -> Tensor:
@@ -265,7 +273,7 @@ class LikelihoodNetwork(nn.Module):
         coordinates = self.coordinates(theta)
         counts = [draws // len(self.members) + (e < draws % len(self.members)) for e in range(len(self.members))]
         parts = [
-            member.sample(coordinates, read[CONTEXT], n, generator)  # pyright: ignore[reportCallIssue]
+            member.sample(coordinates, self.context.bounded(read[CONTEXT]), n, generator)  # pyright: ignore[reportCallIssue]
             for member, n in zip(self.members, counts, strict=True)
             if n
         ]

@@ -3,7 +3,8 @@ r"""q(theta given x) as one torch module.
     theta = T(v),   v = location(x) + scale(x) (shift + width u),   u ~ flow(context(x))
 
 T maps onto the support of the prior; location and scale are the simulator's pilot (0 and 1 without one);
-shift and width standardise the training set; context is the embedding of x. For a periodic parameter v is an
+shift and width standardise the training set; context is the embedding of x. Features and pilot that lie far outside the
+training set are held at a bound (`estimators.standardize`), so that q stays near what it knows. For a periodic parameter v is an
 angle, u is v turned by the pilot's location, and there is no scale.
 """
 
@@ -19,6 +20,7 @@ from torch.func import functional_call
 
 from pipeline.estimators.embedding import Embedding
 from pipeline.estimators.flow import ConditionalFlow
+from pipeline.estimators.standardize import BOUND, SAME, location_and_scale
 from pipeline.estimators.support import SupportTransform, unconstrained_dimension
 from pipeline.settings import EmbeddingSettings, FlowSettings
 from simulators.priors import prior_of
@@ -37,7 +39,13 @@ class NetworkInput(NamedTuple):
 
     def rows(self, index: Tensor | slice) -> NetworkInput:
         """Some of the N observations."""
-        return NetworkInput(self.features[index], self.location[index], self.scale[index])
+        return type(self)(self.features[index], self.location[index], self.scale[index])
+
+
+class PreparedInput(NetworkInput):
+    """The same with features that are standardised and held already, as `PosteriorNetwork.prepared` gives them."""
+
+    __slots__ = ()
 
 
 class Condition(NamedTuple):
@@ -49,8 +57,9 @@ class Condition(NamedTuple):
 
 
 def network_input(simulator: Simulator, x: Mapping[str, Tensor]) -> NetworkInput:
-    """Features in float32 and pilot in float64."""
-    features = network_features(simulator, x).float()
+    """Features as the simulator gives them, of which no digit is lost before they are standardised; pilot in float64."""
+    features = network_features(simulator, x)
+    features = features if features.is_floating_point() else features.double()
     dimension = unconstrained_dimension(prior_of(simulator))
     pilot = pilot_of(simulator, x, dimension=dimension)
     if pilot is None:
@@ -80,6 +89,8 @@ class PosteriorNetwork(nn.Module):
 
     shift: Tensor
     width: Tensor
+    pilot_low: Tensor
+    pilot_high: Tensor
 
     def __init__(
         self,
@@ -100,6 +111,8 @@ class PosteriorNetwork(nn.Module):
         self.flow = ConditionalFlow(self.dimension, self.embedding.output, flow, periodic=periodic)
         self.register_buffer("shift", torch.zeros(self.dimension, dtype=torch.float64))
         self.register_buffer("width", torch.ones(self.dimension, dtype=torch.float64))
+        for name, sign in (("pilot_low", -1), ("pilot_high", 1)):  # of location and of log scale
+            self.register_buffer(name, torch.full((2, self.dimension), sign * torch.inf, dtype=torch.float64))
 
     def standardize(self, theta: Tensor, inputs: NetworkInput) -> None:
         """Fit shift, width and the standardisation of features to a training set.
@@ -110,15 +123,38 @@ class PosteriorNetwork(nn.Module):
         low, middle, high = torch.quantile(
             w[:100_000], torch.tensor([0.16, 0.5, 0.84], dtype=w.dtype, device=w.device), dim=0
         )
+        _, scale = location_and_scale(w)  # where most are one number, the width of all
+        width = torch.where(scale > 0, 1 / scale, 1.0)
         self.shift.copy_(middle)
-        self.width.copy_(((high - low) / 2).clamp_min(1e-12))
+        self.width.copy_(torch.where(high > low, (high - low) / 2, width))
         self.shift[self.angles] = 0.0  # a circle has no end to be measured from, and no unit but the turn
         self.width[self.angles] = 1.0
         self.embedding.standardize.fit(inputs.features)
+        pilot = pilot_numbers(inputs)
+        least, most = pilot.amin(0), pilot.amax(0)
+        middle, half = (most + least) / 2, (most - least) / 2
+        self.pilot_low.copy_(middle - BOUND * half)
+        self.pilot_high.copy_(middle + BOUND * half)
+        self.pilot_low[:, self.angles], self.pilot_high[:, self.angles] = -torch.inf, torch.inf
 
     def condition(self, inputs: NetworkInput) -> Condition:
-        """Embed x, once for all its draws."""
-        return Condition(self.embedding(inputs.features), inputs.location, inputs.scale)
+        """Embed x, once for all its draws; features and pilot are held at the bounds of what training saw."""
+        low, high = self.pilot_low, self.pilot_high
+        scale = inputs.scale.clamp(low[1].exp(), high[1].exp())
+        context = self.embedding(inputs.features, standardized=isinstance(inputs, PreparedInput))
+        return Condition(context, inputs.location.clamp(low[0], high[0]), scale)
+
+    @torch.no_grad()
+    def prepared(self, inputs: NetworkInput) -> PreparedInput:
+        """What `condition` makes the same of, without standardising features anew at every step of training."""
+        return PreparedInput(self.embedding.standardize(inputs.features), inputs.location, inputs.scale)
+
+    @torch.no_grad()
+    def held(self, inputs: NetworkInput) -> Tensor:
+        """How many features and numbers of the pilot of each of N observations are held at a bound, (N,)."""
+        pilot = pilot_numbers(inputs)
+        beyond = (pilot - pilot.clamp(self.pilot_low, self.pilot_high)).abs() > pilot_rounding(pilot)
+        return self.embedding.standardize.held(inputs.features) + beyond.sum((1, 2))
 
     def draw(
         self,
@@ -182,6 +218,17 @@ def draw_in_blocks(
     ]
     theta, log_q = (torch.cat(p) for p in zip(*parts, strict=True))
     return theta, log_q
+
+
+def pilot_numbers(inputs: NetworkInput) -> Tensor:
+    """The pilot's location and the logarithm of its scale, (N, 2, D)."""
+    return torch.stack([inputs.location, inputs.scale.log()], dim=1)
+
+
+def pilot_rounding(pilot: Tensor) -> Tensor:
+    """How far `pilot_numbers` may differ between machines, (N, 2, D): of the scale itself a share, of its logarithm that number."""
+    location, log_scale = pilot.abs().unbind(1)
+    return SAME[torch.float64] * torch.stack([location, log_scale.clamp_min(1.0)], dim=1)
 
 
 class _LogProb(nn.Module):

@@ -25,6 +25,7 @@ from pipeline.estimators.sbi_network import (
     architecture_from,
     new_sbi_network,
 )
+from pipeline.estimators.standardize import need_bounds
 from pipeline.estimators.typicality import PREFIX, Typicality
 from pipeline.schema import SCHEMA, SETTINGS, STAGE
 from pipeline.settings import CaseSettings
@@ -117,6 +118,20 @@ class Posterior:
             rows = len(next(iter(data.values())))
             return torch.full((rows,), torch.nan, dtype=torch.float64, device=self.device)
         return self.typicality_model.p_value(self.network, self._inputs(data))
+
+    @torch.no_grad()
+    def held(self, x: Mapping[str, Tensor] | Tensor) -> Tensor:
+        """How many of the numbers that the networks read of each observation are held at a bound, (N,).
+
+        They lie so far outside what training saw (`estimators.standardize`) that the network is given the bound instead.
+        A learned likelihood counts too: the larger of its count and that of q. 0 for a network of sbi, which has no bounds.
+        """
+        data = self.data(x)
+        if isinstance(self.network, SbiNetwork):
+            return torch.zeros(len(next(iter(data.values()))), dtype=torch.long, device=self.device)
+        held = self.network.held(self._inputs(data))
+        learned = learned_part(self.simulator)
+        return held if learned is None else torch.maximum(held, learned.network.held(data))
 
     @torch.no_grad()
     def sample_and_log_prob(
@@ -282,6 +297,8 @@ def load_posterior(
     else:
         network = new_network(stored, simulator, features)
     weights = {k: v for k, v in tensors.items() if not k.startswith((PREFIX, LIKELIHOOD))}
+    if header[STAGE] == "train":
+        need_bounds(weights, "embedding.standardize", str(path))
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

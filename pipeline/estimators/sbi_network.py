@@ -115,7 +115,7 @@ class SbiNetwork(nn.Module):
         """What the network reads of N observations, float32 as sbi has it.
 
         Raises:
-            InputError: another number of numbers than it was trained on.
+            InputError: another number of numbers than it was trained on, or numbers that float32 does not hold.
         """
         if self.reads == "features":
             numbers = network_features(simulator, x)
@@ -126,8 +126,14 @@ class SbiNetwork(nn.Module):
                 f"simulator {simulator.name!r} gives {numbers.shape[1]} numbers of x ({self.reads}), the sbi network "
                 f"reads {self.features}; train it on x packed in the order of the observables, or set reads"
             )
+        read = numbers.float()
+        if bool(((read == 0) & (numbers != 0)).any() or (read.isinf() & numbers.isfinite()).any()):
+            raise InputError(
+                f"sbi network: x of simulator {simulator.name!r} holds numbers that are zero or infinite in float32, "
+                "in which sbi computes; give x in units that bring it near one"
+            )
         zero = torch.zeros(len(numbers), self.dimension, dtype=torch.float64, device=numbers.device)
-        return NetworkInput(numbers.float(), zero, torch.ones_like(zero))
+        return NetworkInput(read, zero, torch.ones_like(zero))
 
     def condition(self, inputs: NetworkInput) -> Condition:
         """x as it is: sbi's estimator holds its embedding."""

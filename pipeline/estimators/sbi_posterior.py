@@ -23,6 +23,7 @@ from pipeline.estimators.sbi_network import (
     architecture_from,
     new_sbi_network,
 )
+from pipeline.estimators.standardize import location_and_scale
 from pipeline.settings import CaseSettings
 from pipeline.store import content_key, stamp, write_safetensors
 from simulators.priors import prior_of, sample
@@ -37,6 +38,8 @@ SIMULATIONS, DRAWS = 64, 8
 """Where a rebuilt network is compared with the one that it was made from."""
 TOLERANCE = 1e-6
 """Nats, per nat of log_q: the same operations on the same weights."""
+COARSE = 1_000
+"""Steps of float32 in the width of a prior, at least."""
 
 
 def from_sbi(
@@ -162,6 +165,19 @@ def _check_sizes(network: SbiNetwork, simulator: Simulator) -> None:
     stream = torch.Generator().manual_seed(0)
     theta = sample(prior_of(simulator), 1, stream)
     network.read(simulator, simulator.simulate(theta, generator=stream))
+    _check_digits(simulator)
+
+
+def _check_digits(simulator: Simulator) -> None:
+    """Raise where float32 has fewer than COARSE steps in the width of a parameter's prior: draws would lie on a grid."""
+    theta = sample(prior_of(simulator), SIMULATIONS, torch.Generator().manual_seed(0)).double()
+    step = torch.finfo(torch.float32).eps * theta.abs().amax(0) * location_and_scale(theta)[1]
+    for parameter, steps in zip(simulator.parameters, (1 / step).tolist(), strict=True):
+        if steps < COARSE:
+            raise InputError(
+                f"sbi network: it computes in float32, which has {steps:.2g} steps in the width of {parameter.name!r}; "
+                "make the parameter a difference from a reference"
+            )
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from torch.quasirandom import SobolEngine
 
 from pipeline.errors import InputError
 from pipeline.estimators.embedding import Embedding
+from pipeline.estimators.standardize import location_and_scale
 from pipeline.likelihood_settings import SummarySettings
 from simulators.protocol import Simulator, data_observables, feature_shape, network_features
 
@@ -101,10 +102,16 @@ class Summary(nn.Module):
     def forward(self, numbers: Tensor) -> Tensor:
         """s (N, S), float64, of what `numbers_of` read, (N, R)."""
         if self.embedding is not None:
-            numbers = self.embedding(numbers.float())
+            numbers = self.embedding(numbers)
         elif self.shape.kind == "pca":
             numbers = (numbers.double() - self.center) @ self.components
         return numbers.double()[:, self.kept]
+
+    def held(self, numbers: Tensor) -> Tensor:
+        """How many of the numbers that a learned summary reads are held at a bound, (N,); others hold none."""
+        if self.embedding is None:
+            return torch.zeros(len(numbers), dtype=torch.long, device=numbers.device)
+        return self.embedding.standardize.held(numbers)
 
     def standardized(self, s: Tensor) -> tuple[Tensor, Tensor]:
         r"""What the flow sees, $v = (f(s) - m) / w$, f the identity or the logarithm, and $\log |dv/ds|$.
@@ -124,12 +131,11 @@ class Summary(nn.Module):
         logarithm = torch.where(positive, some, 1.0).log()
         self.logged.copy_(positive & (_skewness(logarithm) < 0.5 * _skewness(some)))
         self.floor.copy_(torch.where(self.logged, 1e-3 * some.min(0).values, 0.0))
-        low, middle, high = torch.quantile(
-            torch.where(self.logged, logarithm, some), torch.tensor([0.16, 0.5, 0.84], dtype=s.dtype).to(s), dim=0
-        )
-        spread = (high - low) / 2
+        seen = torch.where(self.logged, logarithm, some)
+        low, middle, high = torch.quantile(seen, torch.tensor([0.16, 0.5, 0.84], dtype=s.dtype).to(s), dim=0)
+        spread, scale = (high - low) / 2, location_and_scale(seen)[1]
         self.shift.copy_(middle)
-        self.width.copy_(torch.where(spread > 0, spread, some.std(0)))
+        self.width.copy_(torch.where(spread > 0, spread, 1 / scale))
 
     def cells(self, count: int) -> Tensor:
         """Points of the unit cell of whole numbers, (J, S): a Sobol sequence, zero where s is continuous; J = 1 without any."""
@@ -165,14 +171,14 @@ class Summary(nn.Module):
 
 def _skewness(values: Tensor) -> Tensor:
     """|third standardised moment| of each column, (N, S) -> (S,)."""
-    z = (values - values.mean(0)) / values.std(0).clamp_min(1e-300)
-    return z.pow(3).mean(0).abs()
+    mean, scale = location_and_scale(values)
+    return ((values - mean) * scale).pow(3).mean(0).abs()
 
 
 def numbers_of(kind: str, simulator: Simulator, x: Mapping[str, Tensor]) -> Tensor:
     """What a summary reads of N observations, (N, R)."""
     if kind == "learned":
-        return network_features(simulator, x).float()
+        return network_features(simulator, x)
     if kind == "features":
         return network_features(simulator, x).double()
     return torch.cat([x[o.name].flatten(1).double() for o in data_observables(simulator)], dim=1)
@@ -205,8 +211,7 @@ def summary_size(settings: SummarySettings, simulator: Simulator) -> int:
 def fit_components(numbers: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Center (R,) and the first principal axes of standardised columns, each over its width, (R, size)."""
     some = numbers[:FIT_ROWS]
-    center, spread = some.mean(0), some.std(0)
-    scale = torch.where(spread > 0, 1 / spread.clamp_min(1e-300), 0.0)
+    center, scale = location_and_scale(some)
     covariance = torch.cov(((some - center) * scale).T).reshape(len(scale), len(scale))
     axes = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :size]
     return center, axes * scale[:, None]
@@ -223,7 +228,7 @@ def examine(simulator: Simulator, kind: str, s: Tensor) -> tuple[Tensor, Tensor]
     if not len(kept):
         raise InputError("likelihood: no number of the summary varies between simulations")
     some = some[:, kept]
-    whole = (some == some.round()).all(0)
+    whole = _whole(some)
     ties = torch.tensor([len(column.unique()) for column in some.T], device=s.device) < TIES * len(some)
     declared = any(o.discrete for o in data_observables(simulator))
     if bool(whole.any()) and not declared:
@@ -237,6 +242,16 @@ def examine(simulator: Simulator, kind: str, s: Tensor) -> tuple[Tensor, Tensor]
             "of them is unbounded: scale them to whole numbers and declare them discrete, or choose likelihood.summary.kind: learned or pca"
         )
     return kept, whole
+
+
+def _whole(values: Tensor) -> Tensor:
+    """Which columns of (N, S) are whole numbers because they count, and not because floating point has no others there.
+
+    float64 has halves up to 2^52, float32 up to 2^23: larger numbers, 1e44 erg / s say, are whole whatever they measure.
+    """
+    in_float32 = (values == values.float().double()).all(0)
+    largest = torch.where(in_float32, 2.0**23, 2.0**52)
+    return (values == values.round()).all(0) & (values.abs().amax(0) < largest)
 
 
 def kind_words(kind: str) -> str:

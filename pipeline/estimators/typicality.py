@@ -22,13 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from pipeline.estimators.network import NetworkInput, PosteriorNetwork
-from pipeline.estimators.standardize import Standardize
+from pipeline.estimators.network import NetworkInput, PosteriorNetwork, pilot_numbers, pilot_rounding
+from pipeline.estimators.standardize import SAME
 from pipeline.estimators.whitening import Whitening, fit_whitening
 
 REFERENCE_ROWS = 4_000
@@ -64,28 +65,28 @@ class Cloud:
     distances: Tensor
     constant: Tensor
 
-    def distance(self, points: Tensor) -> Tensor:
-        """Mahalanobis and neighbour distances of points (N, F), (2, N), float64; infinite where not finite.
+    def distance(self, seen: Seen) -> Tensor:
+        """Mahalanobis and neighbour distances of N points, (2, N), float64; infinite where not finite.
 
         A column that was the same in every simulation and is another one here is infinitely far.
         """
-        z = self.whitening.whiten(points)
+        z = self.whitening.whiten(seen.points)
         neighbours = self.points.double()
         k = min(NEIGHBOUR, len(neighbours))
         nearest = torch.cat(
             [torch.cdist(part, neighbours).topk(k, largest=False).values[:, -1] for part in z.split(BLOCK)]
         )
         distance = torch.stack([z.norm(dim=1), nearest])
-        moved = _moved(points, self.constant).any(1)
+        moved = _moved(seen, self.constant).any(1)
         return torch.where(moved | ~distance.isfinite(), torch.inf, distance)
 
-    def surprise(self, points: Tensor) -> Tensor:
+    def surprise(self, seen: Seen) -> Tensor:
         r"""The greatest of three, (N,): both distances too large, Mahalanobis too small.
 
         $$\log \frac{1 + R'}{1 + \#\{r : d_r \ge d\}} + \log^+ \frac{d}{\max_r d_r}, \qquad
           \log \frac{1 + R'}{1 + \#\{r : d_r \le d\}} + \log^+ \frac{\min_r d_r}{d}$$
         """
-        distance = self.distance(points)
+        distance = self.distance(seen)
         count, smallest, largest = self.distances.shape[1], self.distances[:, :1], self.distances[:, -1:]
         above = count - torch.searchsorted(self.distances, distance)
         below = torch.searchsorted(self.distances, distance, right=True)
@@ -113,7 +114,7 @@ class Typicality:
     def fit(cls, network: PosteriorNetwork, reference: NetworkInput, held_out: NetworkInput) -> Typicality:
         """Fit the distances to `reference`, simulations that the network may have seen, and rank by `held_out`, which it has not.
 
-        At most REFERENCE_ROWS rows of the reference are used, evenly spaced, fewer where features are many.
+        Of the reference `reference_of` is used.
 
         Raises:
             InputError: fewer than LEAST_REFERENCE simulations, none held out, or features that are not finite.
@@ -123,11 +124,8 @@ class Typicality:
             raise InputError(
                 f"typicality: expected at least {LEAST_REFERENCE} simulations for training and one held out, got {count} and {len(held_out.features)}; raise simulate.count or simulate.held_out"
             )
-        most = max(1_000, min(REFERENCE_ROWS, REFERENCE_NUMBERS // reference.features.shape[1]))
-        rows = min(count, most)
-        kept = torch.arange(rows, device=reference.features.device) * count // rows
-        views = seen_by(network, reference.rows(kept))
-        if not all(bool(v.isfinite().all()) for v in views):
+        views = seen_by(network, reference_of(reference))
+        if not all(bool(v.points.isfinite().all()) for v in views):
             raise InputError("typicality: features, pilot or embedding of a training simulation are not finite")
         clouds = tuple(_fit_cloud(v) for v in views)
         unranked = cls(clouds, torch.empty(0, dtype=torch.float64))
@@ -177,35 +175,59 @@ class Typicality:
             raise InputError(f"typicality: the model file lacks the tensor {error}; train it again") from None
 
 
-def seen_by(network: PosteriorNetwork, inputs: NetworkInput) -> tuple[Tensor, ...]:
-    """The spaces in which distances are taken, for N observations, each (N, F).
+def reference_of(inputs: NetworkInput) -> NetworkInput:
+    """The rows that the distances are fitted to: all, or REFERENCE_ROWS evenly spaced, fewer where features are many."""
+    count = len(inputs.features)
+    most = max(1_000, min(REFERENCE_ROWS, REFERENCE_NUMBERS // max(1, inputs.features.shape[1])))
+    rows = min(count, most)
+    return inputs.rows(torch.arange(rows, device=inputs.features.device) * count // max(1, rows))
+
+
+class Seen(NamedTuple):
+    """N points of a space.
+
+    Attributes:
+        points: (N, F), float64.
+        rounding: how far each number may differ between machines, (N, F), float64.
+    """
+
+    points: Tensor
+    rounding: Tensor
+
+
+def seen_by(network: PosteriorNetwork, inputs: NetworkInput) -> tuple[Seen, ...]:
+    """The spaces in which distances are taken, for N observations.
 
     First the standardised features (absent items are zero there, whatever stands in them; a column that was constant
-    while training, which the network multiplies by zero, stands as it is) beside the pilot's location and the logarithm
-    of its scale; then the embedding, where it is not the features themselves.
+    while training, which the network does not see, is its distance from that constant; nothing is held at a bound)
+    beside the pilot's location and the logarithm of its scale; then the embedding, where it is not the features themselves.
     """
     embedding = network.embedding
-    rows = inputs.features.split(BLOCK)
-    features = torch.cat([embedding.standardize(part).flatten(1) for part in rows]).double()
-    if isinstance(embedding.standardize, Standardize):
-        features = torch.where(embedding.standardize.inverse_scale == 0, inputs.features.double(), features)
-    seen = torch.cat([features, inputs.location, inputs.scale.log()], dim=1)
+    rows, fit = inputs.features.split(BLOCK), embedding.standardize
+    features, rounding = (
+        torch.cat([function(part).flatten(1) for part in rows]) for function in (fit.standardized, fit.rounding)
+    )
+    pilot = pilot_numbers(inputs)
+    seen = Seen(
+        torch.cat([features, pilot.flatten(1)], dim=1), torch.cat([rounding, pilot_rounding(pilot).flatten(1)], dim=1)
+    )
     if isinstance(embedding.network, nn.Identity):
         return (seen,)
-    return seen, torch.cat([embedding(part).flatten(1) for part in rows]).double()
+    embedded = torch.cat([embedding(part).flatten(1) for part in rows]).double()
+    return seen, Seen(embedded, SAME[torch.float32] * embedded.abs())
 
 
-def _fit_cloud(points: Tensor) -> Cloud:
-    """The cloud of a reference (R, F): even rows make it, odd rows rank its distances."""
-    first, second = points[::2], points[1::2]
-    whitening = fit_whitening(first, least_width=LEAST_WIDTH)
+def _fit_cloud(seen: Seen) -> Cloud:
+    """The cloud of a reference of R points: even rows make it, odd rows rank its distances."""
+    first, second = (Seen(*(part[start::2] for part in seen)) for start in (0, 1))
+    whitening = fit_whitening(first.points, least_width=LEAST_WIDTH, rounding=first.rounding.amax(0))
     constant = torch.where(whitening.inverse_scale == 0, whitening.center, torch.nan)
     constant = torch.where(_moved(second, constant).any(0), torch.nan, constant)  # it varies after all
-    empty = torch.zeros(2, 1, dtype=torch.float64, device=points.device)
-    cloud = Cloud(whitening, whitening.whiten(first).float(), empty, constant)
+    empty = torch.zeros(2, 1, dtype=torch.float64, device=seen.points.device)
+    cloud = Cloud(whitening, whitening.whiten(first.points).float(), empty, constant)
     return Cloud(whitening, cloud.points, cloud.distance(second).sort(dim=1).values, constant)
 
 
-def _moved(points: Tensor, constant: Tensor) -> Tensor:
-    """Where points (N, F) leave the constants (F,) by more than float32 rounding; nowhere for the NaN of what varies."""
-    return (points.double() - constant).abs() > 1e-5 * constant.abs().clamp_min(1e-5)
+def _moved(seen: Seen, constant: Tensor) -> Tensor:
+    """Where N points leave the constants (F,) by more than rounding, (N, F); nowhere for the NaN of what varies."""
+    return (seen.points - constant).abs() > seen.rounding

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.estimators.standardize import inverse_scale
+from pipeline.estimators.standardize import location_and_scale
 
 MAX_DIRECTIONS = 128
 """R at most: a thousand columns then take half a megabyte in a model file."""
@@ -62,7 +62,7 @@ class Whitening:
         return torch.cat([along / self.width, across / self.rest], dim=1)
 
 
-def fit_whitening(points: Tensor, *, least_width: float) -> Whitening:
+def fit_whitening(points: Tensor, *, least_width: float, rounding: Tensor | None = None) -> Whitening:
     r"""The picture of N points in F columns, (N, F).
 
     The eigenvectors of S are taken from the smaller of $Y^T Y / N$ and $Y Y^T / N$, which share their nonzero
@@ -71,11 +71,10 @@ def fit_whitening(points: Tensor, *, least_width: float) -> Whitening:
     Args:
         points: (N, F).
         least_width: of a direction, relative to the root mean square of all: below it is rounding.
+        rounding: of the columns, (F,), below which none is narrow; default: some last digits of their dtype.
     """
-    points = points.double()
-    center = points.mean(0)
-    scale = inverse_scale(center, points.std(0))
-    y = (points - center) * scale
+    center, scale = location_and_scale(points, least_width=rounding)
+    y = (points.double() - center) * scale
     count, columns = len(y), int((scale > 0).sum())
     thin = y.shape[1] > count
     gram = (y @ y.T if thin else y.T @ y) / count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from pipeline.stages.run import Run, begin, finish, need_same_settings
 from pipeline.stages.train import load_simulations
 from pipeline.store import read_data, read_safetensors, write_safetensors
 from pipeline.training.data import TrainingSet, joined, training_set
+from pipeline.training.gain import gain_by_parameter
 from pipeline.training.likelihood import LEAST, Learner, set_levels
 from pipeline.training.maximum_likelihood import Fitted
 from simulators.protocol import Simulator
 
-VERSION = 3
+VERSION = 4
 WATCHED = 2_000
 """Held-out simulations on which learning is stopped, at most; half of them where there are fewer than twice as many."""
 TESTED, DRAWS = 1_000, 200
@@ -78,6 +80,8 @@ def likelihood(run: Run) -> Path:
     network = learned.network
     figures = set_levels(network, tested)
     calibration = rank_summaries(network, tested.rows(slice(TESTED)), seed=run.case.seed)
+    gains = gain_by_parameter(network, tested.rows(slice(TESTED)), seed=run.case.seed)
+    blind = [name for name, gain in gains.items() if gain.is_none]
     names = [f"s{n}" for n in network.summary.kept.tolist()]
     diagnostics = figures | learned.held_out | {
         "simulations": len(training),
@@ -86,6 +90,8 @@ def likelihood(run: Run) -> Path:
         "ks_p_value": dict(zip(names, np.asarray(calibration.ks_p_value).tolist(), strict=True)),
         "tarp_p_value": float(calibration.tarp.p_value),
         "steps": learned.steps,
+        "gain_by_parameter": {name: asdict(gain) for name, gain in gains.items()},
+        "blind_to": blind,
     }  # fmt: skip
     header = model_header(network) | {DIAGNOSTICS: json.dumps(diagnostics, sort_keys=True)}
     posterior = {} if learned.posterior is None else learned.posterior.state_dict()
@@ -98,6 +104,11 @@ def likelihood(run: Run) -> Path:
         f"likelihood: of {network.summary.shape.kept} numbers of {kind_words(network.summary.shape.kind)}; ranks of held-out ones {word}, "
         f"least p-value {calibration.least_p_value:.3f} of {len(calibration.ks_p_value) + 1} tests"
     )
+    if blind:
+        console.print(
+            f"likelihood: it does not depend on {', '.join(blind)} (another value costs {', '.join(str(gains[n]) for n in blind)}); "
+            "if the data do, check that the summary keeps it, and likelihood.steps and learning_rate"
+        )
     spread = (
         f", spread of {settings.members} members {figures['held_out_spread']:.3f} nats" if settings.members > 1 else ""
     )

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
+from pipeline.estimators.standardize import location_and_scale
 from pipeline.estimators.support import SupportTransform
 from pipeline.progress import console, progress_bar
 from pipeline.rng import generator
@@ -122,9 +123,12 @@ def propose(run: Run, draws: Tensor, count: int, stream: torch.Generator) -> Ten
     v = support.to_unconstrained(draws.double().cpu())
     near = round(FROM_Q * count)
     chosen = v[torch.randint(len(v), (near,), generator=stream, device=stream.device).cpu()]
-    width = torch.cov(v.T).reshape(v.shape[1], v.shape[1]) + 1e-12 * torch.eye(v.shape[1], dtype=v.dtype)
+    mean, scale = location_and_scale(v)
+    width = torch.where(scale > 0, 1 / scale, 0.0)
+    z = (v - mean) * scale  # of order one, whatever the unit of theta
+    covariance = torch.cov(z.T).reshape(v.shape[1], v.shape[1]) + 1e-12 * torch.eye(v.shape[1], dtype=v.dtype)
     noise = torch.randn(near, v.shape[1], generator=stream, device=stream.device, dtype=v.dtype).cpu()
-    moved, _ = support.to_theta(chosen + BROADER * noise @ torch.linalg.cholesky(width).T)
+    moved, _ = support.to_theta(chosen + BROADER * width * (noise @ torch.linalg.cholesky(covariance).T))
     far = sample(run.prior, count - near, stream).double().cpu()
     return torch.cat([moved, far]).to(stream.device)
 

@@ -12,26 +12,29 @@ import yaml
 from torch.distributions import Distribution
 
 from pipeline.errors import InputError
-from pipeline.estimators.network import PosteriorNetwork
+from pipeline.estimators.network import NetworkInput, PosteriorNetwork
 from pipeline.estimators.posterior import Posterior, new_network
-from pipeline.estimators.typicality import Typicality
+from pipeline.estimators.typicality import Typicality, reference_of
 from pipeline.progress import console
 from pipeline.rng import derived_seed
 from pipeline.stages.run import Run, StageKey, begin, finish, need_same_settings
 from pipeline.stages.simulate import HELD_OUT
 from pipeline.store import open_hdf5, write_text
-from pipeline.training.data import FreshNoise, FreshSimulations, Source, TrainingSet
+from pipeline.training.data import FreshNoise, FreshSimulations, HostSet, Source, TrainingSet
+from pipeline.training.gain import Gain, gains_of, words_of
 from pipeline.training.launch import launch
+from pipeline.training.prepared import prepared
 from pipeline.training.processes import Processes
 from pipeline.training.rows import SimulationRows
 from pipeline.training.schedule import Trained, format_history, train_schedule
 from pipeline.training.storage import load, storage_of, stored_simulations
+from pipeline.training.stream import StreamedSet
 from pipeline.training.together import together
 from simulators.noise_free import WithSignal
 from simulators.priors import to_device
 from simulators.protocol import Simulator
 
-VERSION = 5
+VERSION = 6
 HELD_OUT_ROWS = 512
 """Held-out simulations used for checks while training; the rest is left to `validate` (typicality is ranked by all)."""
 
@@ -74,10 +77,11 @@ def _train(run: Run, processes: Processes) -> Path:
     as_is = simulation_rows(run, run.model)[0] if fresh_noise else rows
     held_out = load(as_is, 0, held_out_count, device=run.device)
     training = stored_simulations(rows, held_out_count, storage, device=run.device)
-    head = training.head
-    network = _initial_network(run, head)
+    network, reference = _initial_network(run, training.head)
     prior = to_device(run.prior, run.device)
     proposal = prior if run.proposal is run.prior else to_device(run.proposal, run.device)
+    source = _source(run, training, network, prior, proposal)
+    del training  # with its features as they came, twice as large as what the network reads of them
     trained = train_schedule(
         network,
         case=run.case,
@@ -85,7 +89,7 @@ def _train(run: Run, processes: Processes) -> Path:
         simulator=run.model,
         prior=prior,
         proposal=proposal,
-        training=_source(run, training, prior, proposal),
+        training=source,
         held_out=held_out.rows(slice(HELD_OUT_ROWS)),
         folder=run.folder / "checkpoints",
         key=key.key,
@@ -93,18 +97,32 @@ def _train(run: Run, processes: Processes) -> Path:
     )
     if not processes.first:
         return output
-    return _save(run, key, trained, network, _simulations_seen(network, head, held_out))
+    gains = gains_of(network.eval(), held_out, prior=prior)
+    return _save(run, key, trained, network, _simulations_seen(network, reference, held_out), gains)
 
 
-def _source(run: Run, stored: Source, prior: Distribution, proposal: Distribution) -> Source:
+def _source(
+    run: Run,
+    stored: TrainingSet | HostSet | StreamedSet,
+    network: PosteriorNetwork,
+    prior: Distribution,
+    proposal: Distribution,
+) -> Source:
     """Where training pairs come from."""
     if run.case.train.data == "online":
         return FreshSimulations(run.model, prior, proposal, run.device)
-    return FreshNoise(stored, stored_signals(run)) if run.case.train.noise == "fresh" else stored
+    if run.case.train.noise == "fresh":
+        return FreshNoise(stored, stored_signals(run))
+    return prepared(stored, network)
 
 
 def _save(
-    run: Run, key: StageKey, trained: Trained, network: PosteriorNetwork, typicality_model: Typicality | None
+    run: Run,
+    key: StageKey,
+    trained: Trained,
+    network: PosteriorNetwork,
+    typicality_model: Typicality | None,
+    gains: tuple[Gain, Gain],
 ) -> Path:
     """Write the posterior and its training log, and say what was reached."""
     history = format_history(trained.history)
@@ -112,7 +130,17 @@ def _save(
     outcomes = json.dumps([asdict(o) for o in trained.phases])
     counts = {"refused": trained.refused, "skipped": trained.skipped}
     posterior = Posterior(run.case, run.model, network, typicality_model=typicality_model)
-    posterior.save(run.output("train"), attributes=key.attributes() | {"history": history, "phases": outcomes} | counts)
+    over_prior, words = gains[0], words_of(*gains)
+    learned = {
+        "gain_over_prior": over_prior.mean,
+        "gain_over_prior_error": over_prior.error,
+        "learned_nothing": words,
+    }
+    posterior.save(
+        run.output("train"), attributes=key.attributes() | {"history": history, "phases": outcomes} | counts | learned
+    )
+    if words:
+        console.print(f"train: {words}")
     if trained.refused:
         console.print(f"train: {trained.refused} draws had no finite likelihood or prior: no weight, no gradient")
     if trained.skipped:
@@ -178,17 +206,20 @@ def _say_what_failed(rows: SimulationRows, held_out: int) -> None:
             console.print(f"train: {failed} of {stop - start} {name} simulations failed and are left out")
 
 
-def _simulations_seen(network: PosteriorNetwork, training: TrainingSet, held_out: TrainingSet) -> Typicality | None:
+def _simulations_seen(network: PosteriorNetwork, reference: NetworkInput, held_out: TrainingSet) -> Typicality | None:
     """What tells whether an observation is like the simulations; None, and a line that says so, where there are too few."""
     try:
-        return Typicality.fit(network.eval(), training.inputs, held_out.inputs)
+        return Typicality.fit(network.eval(), reference, held_out.inputs)
     except InputError as error:
         console.print(f"train: no typicality of observations: {error}")
         return None
 
 
-def _initial_network(run: Run, training: TrainingSet) -> PosteriorNetwork:
-    """A network with weights drawn from the seed, standardised on the training set; or the one that joint training has left."""
+def _initial_network(run: Run, training: TrainingSet) -> tuple[PosteriorNetwork, NetworkInput]:
+    """A network with weights drawn from the seed, standardised on the training set; or the one that joint training has left.
+
+    With it the simulations that observations will be compared with.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(run.case.seed, "train-initial"))
         network = new_network(run.case, run.model, training.inputs.features.shape[1])
@@ -197,9 +228,9 @@ def _initial_network(run: Run, training: TrainingSet) -> PosteriorNetwork:
         from pipeline.stages.likelihood import joint_posterior
 
         network.load_state_dict(joint_posterior(run.input("likelihood")))
-        return network
-    network.standardize(training.theta, training.inputs)
-    return network
+    else:
+        network.standardize(training.theta, training.inputs)
+    return network, reference_of(training.inputs)
 
 
 def _say_what_the_proposal_means(run: Run) -> None:

@@ -57,7 +57,7 @@ class TrainingSet:
         theta, *rest = tensors
         x = dict(zip(self.x, rest, strict=False))
         *inputs, log_importance = rest[len(x) :]
-        return TrainingSet(theta, x, NetworkInput(*inputs), log_importance)
+        return TrainingSet(theta, x, type(self.inputs)(*inputs), log_importance)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> TrainingSet:
         """The same change made to all of `tensors`; numbers are not kept."""

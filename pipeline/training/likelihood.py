@@ -27,6 +27,7 @@ from pipeline.rng import derived_seed, generator
 from pipeline.training.data import TrainingSet
 from pipeline.training.joint_likelihood import JointData, JointNetworks, fit_joint
 from pipeline.training.maximum_likelihood import Fitted, fit
+from pipeline.training.prepared import prepared_input
 from simulators.priors import prior_of
 from simulators.protocol import Simulator, feature_shape
 
@@ -156,9 +157,8 @@ class Learner:
         given = _in_blocks(lambda rows: summary(numbers_of(kind, self.simulator, rows.x)), self.training)
         kept, whole = examine(self.simulator, kind, given)
         final = build(len(kept)).to(self.device)
-        carried = {
-            k: v for k, v in summary.state_dict().items() if k.startswith(("embedding.", "center", "components"))
-        }
+        made = ("embedding.", "center", "components")
+        carried = {k: v for k, v in summary.state_dict().items() if k.startswith(made)}
         final.load_state_dict(carried, strict=False)
         final.kept.copy_(kept)
         final.whole.copy_(whole)
@@ -173,6 +173,7 @@ class Learner:
         network = self._seeded("likelihood-embedding", lambda: self._posterior_network(summary))
         training, watched = (_read(data, _without_pilot(data.inputs)) for data in (self.training, self.watched))
         network.standardize(training.theta, training.inputs)
+        training = replace(training, inputs=prepared_input(training.inputs, network))
         fitted = fit(
             network,
             lambda n, rows, _: _forward_kl(n, training.rows(rows)),
@@ -206,7 +207,7 @@ class Learner:
         return Numbers(
             network.coordinates(data.theta),
             _in_blocks(lambda rows: network.summary(numbers_of(kind, self.simulator, rows.x)), data),
-            _in_blocks(lambda rows: network.context(context_numbers(self.simulator, rows.x)).float(), data),
+            _in_blocks(lambda rows: network.context(context_numbers(self.simulator, rows.x)), data),
         )
 
     def _fit_support(self, network: LikelihoodNetwork, training: Numbers, watched: Numbers) -> Fitted:
@@ -329,7 +330,8 @@ def _in_blocks(function: Callable[[TrainingSet], Tensor], data: TrainingSet) -> 
 @torch.no_grad()
 def _in_blocks_of_inputs(network: LikelihoodNetwork, numbers: Numbers, data: TrainingSet) -> Any:
     """What r reads of simulations, whose pilot is known already."""
-    features = torch.cat([network.summary.standardized(numbers.s)[0].float(), numbers.context], dim=1)
+    context = _in_blocks(lambda rows: network.context.standardized(context_numbers(network.simulator, rows.x)), data)
+    features = torch.cat([network.summary.standardized(numbers.s)[0], context], dim=1)
     return data.inputs._replace(features=features)
 
 

@@ -13,7 +13,7 @@ reads the next one, computes its features and pilot, and puts every row where it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -92,10 +92,18 @@ class StreamedSet:
         rows: of the file.
         plan: how they are read.
         device: of training.
+        prepare: done to all rows that batches are cut from.
     """
 
-    def __init__(self, rows: SimulationRows, plan: Plan, *, device: torch.device) -> None:
-        self.rows, self.plan, self.device = rows, plan, device
+    def __init__(
+        self,
+        rows: SimulationRows,
+        plan: Plan,
+        *,
+        device: torch.device,
+        prepare: Callable[[TrainingSet], TrainingSet] = lambda rows: rows,
+    ) -> None:
+        self.rows, self.plan, self.device, self.prepare = rows, plan, device, prepare
 
     @cached_property
     def blocks(self) -> list[tuple[int, int]]:
@@ -247,7 +255,7 @@ class StreamedBatches:
             if not bool(mine.any()):
                 continue
             own_only = None if processes.world == 1 else mine
-            rows = source.rows.read(*source.blocks[block], own=own_only, device=source.device).to(CPU)
+            rows = source.prepare(source.rows.read(*source.blocks[block], own=own_only, device=source.device)).to(CPU)
             rows = rows if self.with_x else rows.without_x()
             stored, numbers = self._buffer(buffer, rows)
             stored.put(here[mine], rows)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch.distributions import MultivariateNormal, biject_to
+from torch.distributions import LogNormal, MultivariateNormal, Normal, Uniform, biject_to
 
 from simulators.linear_gaussian import LinearGaussian
 from simulators.priors import (
@@ -138,7 +138,7 @@ class Joint:
 
     name = "joint"
     parameters = (Parameter("a"), Parameter("b"))
-    prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
+    prior = MultivariateNormal(torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64))
 
 
 def test_prior_of_takes_the_joint_one_and_refuses_none() -> None:
@@ -175,3 +175,33 @@ def test_proposal_refuses_unknown_names_joint_priors_and_what_leaves_the_support
     with pytest.raises(ValueError, match=r"simulate.proposal.share: reaches outside the support"):
         proposal_of(Bounded(), {"share": {"beta": [2, 2]}})  # pyright: ignore[reportArgumentType]
     assert proposal_of(Bounded(), {"share": {"uniform": [0.1, 0.2]}})  # pyright: ignore[reportArgumentType]
+
+
+class Days:
+    """Priors as torch has them by default, in float32; the second made of parts."""
+
+    name = "days"
+    parameters = (
+        Parameter("t0", Uniform(2_457_000.0, 2_457_001.0)),
+        Parameter("strain", Normal(0.0, 1e-30)),
+        Parameter("size", LogNormal(0.0, 1.0)),
+    )
+
+
+def test_priors_in_float32_are_used_in_float64() -> None:
+    """Draws of t0 lay on four places a quarter of a day apart, and the square of 1e-30 is zero in float32."""
+    prior = prior_of(Days())  # pyright: ignore[reportArgumentType]
+    theta = sample(prior, 1_000, torch.Generator().manual_seed(1))
+    assert theta.dtype == torch.float64
+    assert [len(column.unique()) for column in theta.T] == [1_000, 1_000, 1_000]
+    assert bool(prior.log_prob(theta).isfinite().all())
+    assert prior.log_prob(theta).dtype == torch.float64
+
+
+def test_a_prior_whose_numbers_float32_does_not_hold_is_refused() -> None:
+    class Bright:
+        name = "bright"
+        parameters = (Parameter("luminosity", Normal(1e44, 1e43, validate_args=False)),)
+
+    with pytest.raises(ValueError, match=r"prior of luminosity: .* give larger ones as torch.tensor"):
+        prior_of(Bright())  # pyright: ignore[reportArgumentType]

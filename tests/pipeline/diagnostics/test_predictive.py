@@ -223,3 +223,25 @@ def test_the_real_star_is_explained_by_its_posterior(root: Path, reference: Path
     assert max(p_values(1_000 * x["velocity"])) < 0.003
     planet = 30 * torch.sin(2 * math.pi * x["time"] / 7.3)
     assert max(p_values(x["velocity"] + planet)) < 0.003
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-22, 2_457_000.3, 1e44])
+def test_what_is_the_same_in_all_replicates_and_another_number_in_the_observation_is_far_in_any_unit(
+    value: float,
+) -> None:
+    drawn = torch.randn(400, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    drawn[:, 1] = value
+    observed = torch.zeros(3, dtype=torch.float64)
+    observed[1] = value * (1 + 1e-15)
+    assert float(distance_p_value(observed, drawn)) > 0.05
+    observed[1] = value * (1 + 1e-9) if value else 1e-200
+    assert float(distance_p_value(observed, drawn)) < 0.006
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1e60])
+def test_distances_of_replicates_do_not_depend_on_the_unit(scale: float) -> None:
+    drawn = torch.randn(400, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for observed in (torch.zeros(3).double(), torch.full((3,), 1.5).double(), torch.full((3,), 9.0).double()):
+        assert distance_p_value(scale * (1e9 + observed), scale * (1e9 + drawn)) == pytest.approx(
+            float(distance_p_value(observed, drawn)), abs=0.006
+        )

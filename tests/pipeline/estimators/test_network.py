@@ -80,11 +80,13 @@ def random_network() -> tuple[PosteriorNetwork, NetworkInput]:
 # ------------------------------------------------------------ what the network reads
 
 
-def test_input_is_features_in_float32_and_pilot_in_float64() -> None:
+def test_input_is_features_as_they_are_and_pilot_in_float64() -> None:
     x = {"y": normal(3, 4)}
     inputs = network_input(Bounded(), x)
-    assert [v.dtype for v in inputs] == [torch.float32, torch.float64, torch.float64]
-    torch.testing.assert_close(inputs.features.double(), x["y"])
+    assert [v.dtype for v in inputs] == [torch.float64, torch.float64, torch.float64]
+    assert network_input(LinearGaussian(), {"x": normal(3, 5).float()}).features.dtype == torch.float32
+    assert network_input(LinearGaussian(), {"x": torch.arange(10).view(2, 5)}).features.dtype == torch.float64
+    assert torch.equal(inputs.features, x["y"])
     torch.testing.assert_close(inputs.location, Bounded().pilot(x)[0])
     torch.testing.assert_close(inputs.scale, Bounded().pilot(x)[1])
     rows = inputs.rows(torch.tensor([2, 0]))

@@ -14,6 +14,7 @@ from torch import Tensor
 import pipeline
 from pipeline.config import build_simulator, case_from_values
 from pipeline.errors import InputError
+from pipeline.estimators.network import NetworkInput
 from pipeline.estimators.posterior import Posterior, load_posterior, new_network
 from pipeline.settings import CaseSettings
 from pipeline.store import read_safetensors, stamp, write_safetensors
@@ -273,3 +274,24 @@ def test_sbi_takes_it_for_a_posterior(make_gaussian: MakeGaussian, scale: float,
     assert (chi2 < 18 + 5 * 6) is calibrated
     coverage, alpha = run_tarp(theta, x, posterior, num_posterior_samples=199, show_progress_bar=False)  # pyright: ignore[reportArgumentType]
     assert coverage.shape == alpha.shape
+
+
+def test_a_file_without_bounds_is_refused_in_one_line(tmp_path: Path, posterior: Posterior) -> None:
+    """As files of earlier versions are, whose features were cast to float32 first."""
+    path = save(posterior, tmp_path / "posterior.safetensors")
+    tensors, header = read_safetensors(path)
+    old = {k: v for k, v in tensors.items() if k not in ("embedding.standardize.low", "embedding.standardize.high")}
+    write_safetensors(path, old, header)
+    with pytest.raises(InputError, match=r"posterior.safetensors: trained by an earlier version.*train it again"):
+        load_posterior(path)
+
+
+def test_numbers_far_outside_training_are_counted(posterior: Posterior) -> None:
+    x = x_of(500)
+    zero = torch.zeros(500, posterior.network.dimension, dtype=torch.float64)
+    posterior.network.standardize(zero + torch.randn_like(zero), NetworkInput(x, zero, zero + 1))
+    x[1, 0], x[2, :3] = 1e5, -1e5
+    assert posterior.held(x)[:4].tolist() == [0, 1, 3, 0]
+    assert int(posterior.held(x)[4:].sum()) == 0
+    theta = posterior.sample((200,), x[1])
+    assert bool(theta.isfinite().all())

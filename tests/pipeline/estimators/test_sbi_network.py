@@ -140,3 +140,9 @@ def test_joint_prior_is_zero_outside_its_support() -> None:
     assert prior.log_prob(theta)[1] == -torch.inf
     assert torch.equal(prior.log_prob(theta)[[0, 2]], joint.log_prob(theta[[0, 2]]))
     assert bool((prior.log_prob(-theta[:1]) == -torch.inf).all())
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1e60])
+def test_x_that_float32_does_not_hold_is_refused_in_one_line(scale: float) -> None:
+    with pytest.raises(InputError, match=r"zero or infinite in float32"):
+        network("mdn").read(LinearGaussian(), {"x": scale * x_of(3)})

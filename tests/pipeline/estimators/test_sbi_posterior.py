@@ -24,7 +24,7 @@ from pipeline.errors import InputError
 from pipeline.estimators.sbi_network import ARCHITECTURE
 from pipeline.store import read_safetensors, write_data, write_safetensors
 from simulators.linear_gaussian import LinearGaussian
-from simulators.priors import prior_of, sample
+from simulators.priors import distribution_from_spec, prior_of, sample
 from simulators.protocol import Parameter
 
 CASE = case_from_values({"name": "test", "simulator": {"name": "linear_gaussian"}}, "test")
@@ -225,3 +225,11 @@ def test_a_foreign_or_damaged_file_is_refused_and_nothing_runs(npe: Any, tmp_pat
     write_safetensors(path, {k: v for k, v in tensors.items() if k != name}, header)
     with pytest.raises(InputError, match=r"weights do not fit its settings"):
         pipeline.load_posterior(path)
+
+
+def test_a_parameter_that_float32_cannot_resolve_is_refused_in_one_line(npe: Any) -> None:
+    simulator = LinearGaussian()
+    days = distribution_from_spec({"uniform": [2_457_000, 2_457_001]})
+    simulator.parameters = (Parameter("t0", days), *simulator.parameters[1:])
+    with pytest.raises(InputError, match=r"float32, which has .* steps in the width of 't0'"):
+        pipeline.from_sbi(npe, simulator)

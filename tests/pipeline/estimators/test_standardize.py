@@ -34,14 +34,6 @@ def test_constant_features_become_zero_whatever_they_are_later() -> None:
     assert bool((fitted()(later)[:, 3:] == 0).all())
 
 
-def test_what_varies_by_rounding_alone_is_constant() -> None:
-    """1e9 in float32 has steps of 64: not information."""
-    values = 1e9 + 64 * (torch.arange(100) % 2).double()
-    standardize = Standardize(1)
-    standardize.fit(values[:, None])
-    assert bool((standardize(values[:, None]) == 0).all())
-
-
 def test_unfitted_changes_nothing() -> None:
     assert torch.equal(Standardize(5)(features()), features())
 
@@ -87,8 +79,10 @@ def items(hidden: float) -> torch.Tensor:
 def test_absent_items_are_zero_and_left_out_of_the_statistics(hidden: float) -> None:
     standardize = StandardizeItems((3, 3))
     standardize.fit(items(hidden))
-    torch.testing.assert_close(standardize.mean, torch.full((2,), 3.0), rtol=0.05, atol=0)
-    torch.testing.assert_close(1 / standardize.inverse_scale, torch.full((2,), 2.0), rtol=0.05, atol=0)
+    torch.testing.assert_close(standardize.mean, torch.full((2,), 3.0, dtype=torch.float64), rtol=0.05, atol=0)
+    torch.testing.assert_close(
+        1 / standardize.inverse_scale, torch.full((2,), 2.0, dtype=torch.float64), rtol=0.05, atol=0
+    )
     z = standardize(items(hidden))
     assert z.shape == (400, 3, 3)
     assert bool((z[::2, 2] == 0).all())

@@ -198,6 +198,14 @@ def test_simulations_of_a_round_lie_where_q_has_its_mass(hidden: Run) -> None:
     assert torch.allclose(spread, torch.full((3,), 0.1 * 1.25**0.5, dtype=torch.float64), rtol=0.15)
 
 
+def test_new_simulations_of_a_narrow_posterior_are_as_narrow(hidden: Run) -> None:
+    """A thousandth of a millionth of the prior: a floor of 1e-6 on the width, in any unit, would be a thousand times too wide."""
+    draws = torch.randn(400, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 1e-9 + 2.0
+    theta = propose(hidden, draws, 1_000, torch.Generator().manual_seed(2))[:700]
+    spread = (theta - 2.0).std(0)
+    assert torch.allclose(spread, torch.full((3,), 1e-9 * 1.25**0.5, dtype=torch.float64), rtol=0.15)
+
+
 def test_a_round_is_stable_where_the_evidence_stays_and_draws_lie_inside() -> None:
     before = Found(-3.0, 0.1, 0.01, "exact")
     assert is_stable(before, Found(-3.2, 0.1, 0.01, "exact"), 0.05)

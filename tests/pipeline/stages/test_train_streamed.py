@@ -81,12 +81,12 @@ def test_the_order_of_rows_is_content_and_the_memory_is_not(tmp_path: Path, monk
     run = new_run(tmp_path)
     train(run)
     assert (
-        "train: 5,000 simulations, 0.0007 GB, more than train.memory_gb: read from the file in blocks of 19, 33 of them mixed"
+        "train: 5,000 simulations, 0.0008 GB, more than train.memory_gb: read from the file in blocks of 17, 32 of them mixed"
         in said
     )
     streamed = read_key(run.output("train"))
     train(with_memory(run, 1.0))
-    assert "train: 5,000 simulations, 0.0007 GB, in memory" in said
+    assert "train: 5,000 simulations, 0.0008 GB, in memory" in said
     in_memory = read_key(run.output("train"))
     assert in_memory != streamed
     mark = run.output("train").stat().st_mtime_ns
