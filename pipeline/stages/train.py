@@ -16,7 +16,8 @@ from pipeline.estimators.network import PosteriorNetwork
 from pipeline.estimators.posterior import Posterior, new_network
 from pipeline.estimators.typicality import Typicality
 from pipeline.progress import console
-from pipeline.rng import derived_seed
+from pipeline.rng import derived_seed, generator
+from pipeline.stages.contract import need_one_stream
 from pipeline.stages.run import Run, StageKey, begin, finish, need_same_settings
 from pipeline.stages.simulate import HELD_OUT
 from pipeline.store import open_hdf5, write_text
@@ -28,7 +29,7 @@ from pipeline.training.schedule import Trained, format_history, train_schedule
 from pipeline.training.storage import load, storage_of, stored_simulations
 from pipeline.training.together import together
 from simulators.noise_free import WithSignal
-from simulators.priors import to_device
+from simulators.priors import sample, to_device
 from simulators.protocol import Simulator
 
 VERSION = 5
@@ -99,6 +100,8 @@ def _train(run: Run, processes: Processes) -> Path:
 def _source(run: Run, stored: Source, prior: Distribution, proposal: Distribution) -> Source:
     """Where training pairs come from."""
     if run.case.train.data == "online":
+        stream = generator(run.case.seed, "contract", device=run.device)
+        need_one_stream(run.simulator, sample(proposal, 2, stream), seed=run.case.seed)
         return FreshSimulations(run.model, prior, proposal, run.device)
     return FreshNoise(stored, stored_signals(run)) if run.case.train.noise == "fresh" else stored
 
