@@ -9,7 +9,7 @@ from pipeline.estimators.support import unconstrained_dimension
 from pipeline.progress import console
 from pipeline.rng import generator
 from pipeline.stages.contract import need_context_kept, need_one_stream, need_steady_inputs
-from pipeline.stages.contract_likelihood import need_likelihood
+from pipeline.stages.contract_likelihood import need_gradient, need_likelihood
 from pipeline.stages.run import Run
 from pipeline.stages.shard import not_finite, numbers
 from simulators.one_form import masks_of
@@ -92,9 +92,10 @@ def _weigh(run: Run, theta: Tensor, x: Data) -> None:
     simulator = run.simulator
     needing = [p for p in run.phases if p.needs_likelihood]
     if has_likelihood(simulator):
-        climbing = not run.learns_likelihood and any({"elbo", "iwelbo"} & set(p.weights) for p in needing)
-        values = need_likelihood(simulator, theta, x, gradient=climbing)
+        values = need_likelihood(simulator, theta, x)
         console.print(f"log_likelihood of simulations: {float(values.min()):.1f} to {float(values.max()):.1f}")
+        if not run.learns_likelihood:
+            _climb(run, theta, x)
     if run.learns_likelihood:
         console.print(f"the likelihood is learned from {run.case.simulate.count} simulations: stage likelihood")
     elif not has_likelihood(simulator):
@@ -103,3 +104,13 @@ def _weigh(run: Run, theta: Tensor, x: Data) -> None:
             raise InputError(
                 f"train.phases: objective {phase.label} needs log_likelihood, which simulator {simulator.name!r} has not"
             )
+
+
+def _climb(run: Run, theta: Tensor, x: Data) -> None:
+    """A likelihood without gradient is refused where training climbs it, and else said."""
+    try:
+        need_gradient(run.simulator, theta, x)
+    except InputError as error:
+        if any({"elbo", "iwelbo"} & set(p.weights) for p in run.phases):
+            raise
+        console.print(str(error))

@@ -145,7 +145,8 @@ def need_steady_inputs(simulator: Simulator, x: Data, *, dimension: int) -> Tens
 def _need_near(simulator: Simulator, method: str, alone: Tensor, together: Tensor, spread: Tensor) -> None:
     apart = (alone.double() - together.double()).abs()
     size = together.double().abs()
-    if bool((apart > BATCH_SHARE * spread.double().abs() + 1e-5 * size + 1e-9 * size.max()).any()):
+    near = apart <= BATCH_SHARE * spread.double().abs() + 1e-5 * size + 1e-9 * size.max()
+    if not bool(near.all()):  # NaN is not near
         raise InputError(
             f"simulator {simulator.name!r}: {method} of a row depend on the other rows of x: let each row stand by itself"
         )

@@ -17,24 +17,21 @@ NEAR, NEAR_SHARE = 1e-2, 1e-5
 """Nats, and of the value, by which a row's value may differ between batches: float32 sums over 10^5 pixels."""
 
 
-def need_likelihood(simulator: Simulator, theta: Tensor, x: Data, *, gradient: bool) -> Tensor:
+def need_likelihood(simulator: Simulator, theta: Tensor, x: Data) -> Tensor:
     """log p(x|theta) of simulations (N,), or a refusal.
 
     Args:
         theta: (N, D), from which x was simulated.
         x: N rows.
-        gradient: whether a stage needs its gradient.
 
     Raises:
-        InputError: another shape, NaN, infinite, values that depend on other rows or on the shape, no gradient, or x changed.
+        InputError: another shape, NaN, infinite, values that depend on other rows or on the shape, or x changed.
     """
     values = unchanged(simulator, "log_likelihood", x, lambda: _value(simulator, theta, x))
     _need_finite(simulator, theta, values)
     _need_each_shape(simulator, theta, x)
     _need_canonical(simulator, theta, x, values)
     _need_points_without_order(simulator, theta, x, values)
-    if gradient:
-        _need_gradient(simulator, theta, x)
     return values
 
 
@@ -127,15 +124,15 @@ def _need_points_without_order(simulator: Simulator, theta: Tensor, x: Data, val
         )
 
 
-def _need_gradient(simulator: Simulator, theta: Tensor, x: Data) -> None:
-    """Objectives that use a likelihood climb it."""
+def need_gradient(simulator: Simulator, theta: Tensor, x: Data) -> None:
+    """Refuse a likelihood without a gradient with theta: objectives elbo and iwelbo climb it, and so does refinement."""
     at = theta.detach().clone().requires_grad_()
     with torch.enable_grad():
         values = _value(simulator, at, x)
         if not values.requires_grad:
             raise InputError(
-                f"simulator {simulator.name!r}: log_likelihood has no gradient with theta, which train.phases need: write it in torch "
-                "(no .numpy(), .item() or .detach()), or choose objective forward_kl"
+                f"simulator {simulator.name!r}: log_likelihood has no gradient with theta, which objectives elbo and iwelbo and the "
+                "refinement of `infer` climb: write it in torch, without .numpy(), .item() or .detach()"
             )
         usable = torch.where(values.isfinite(), values, 0.0)
         (slope,) = torch.autograd.grad(usable.sum(), at)
