@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def in_one_form(simulator: Simulator, x: Mapping[str, Tensor]) -> Data:
     """x of N rows with one value in absent slots and exchangeable points in order; what neither touches is x's own."""
-    return _ordered(simulator, filled(simulator.observables, x))
+    return filled(simulator.observables, _ordered(simulator, x))  # the first that is present is so in that order
 
 
 def masks_of(observables: Sequence[Observable]) -> dict[str, str]:
@@ -72,7 +72,7 @@ def _fill(values: Tensor, there: Tensor, *, is_data: bool) -> Tensor:
     return torch.where(used, values, kept)
 
 
-def _ordered(simulator: Simulator, x: Data) -> Data:
+def _ordered(simulator: Simulator, x: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     names = [name for name in getattr(simulator, "exchangeable", ()) if name in x]
     if not names:
         return x
@@ -83,7 +83,7 @@ def _ordered(simulator: Simulator, x: Data) -> Data:
     if bool(((later > earlier) | (later == torch.inf)).all()):
         return x
     order = _order(key, [x[name] for name in names[1:] if x[name].dim() == 2])
-    return x | {name: _taken(x[name], order) for name in names}
+    return dict(x) | {name: _taken(x[name], order) for name in names}
 
 
 def _order(key: Tensor, others: list[Tensor]) -> Tensor:

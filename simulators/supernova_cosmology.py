@@ -341,7 +341,11 @@ class _Survey:
 
 
 def _grid(x: Mapping[str, Tensor]) -> RedshiftGrid:
-    return RedshiftGrid.of(x["redshift"], x["heliocentric_redshift"])
+    """Redshifts of a survey, absent ones at its lowest: what stands in their slots must not move the nodes of the integral."""
+    there = x["present"] > 0.5
+    lowest = torch.where(there, x["redshift"], torch.inf).amin(-1, keepdim=True)
+    redshifts = (torch.where(there, x[name], lowest) for name in ("redshift", "heliocentric_redshift"))
+    return RedshiftGrid.of(*redshifts)
 
 
 def supernova_observables(count: int) -> tuple[Observable, ...]:
