@@ -30,7 +30,7 @@ from pipeline.stages.run import Run, begin, finish, need_same_settings, with_dig
 from pipeline.store import content_key, input_digest, open_hdf5, read_attribute, read_key, stamp
 from simulators.protocol import has_likelihood
 
-VERSION = 5
+VERSION = 6
 STORED = 100
 """Observations up to which `store_proposals: auto` keeps weighted draws."""
 MOST_ROWS = 1_000

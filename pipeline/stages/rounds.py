@@ -31,7 +31,7 @@ from pipeline.store import complete_or_absent, content_key, input_digest, open_h
 from simulators.priors import sample
 from simulators.protocol import context_of, simulate
 
-VERSION = 1
+VERSION = 2
 FROM_Q, BROADER = 0.8, 0.5
 BLOCK = 4_096
 """Simulations between two points at which a run may stop."""

@@ -32,7 +32,7 @@ from simulators.noise_free import WithSignal
 from simulators.priors import sample, to_device
 from simulators.protocol import Simulator
 
-VERSION = 5
+VERSION = 6
 HELD_OUT_ROWS = 512
 """Held-out simulations used for checks while training; the rest is left to `validate` (typicality is ranked by all)."""
 

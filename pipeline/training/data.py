@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pipeline.errors import InputError
 from pipeline.estimators.network import NetworkInput, network_input
 from pipeline.rng import generator
 from pipeline.training.processes import ALONE, Processes
@@ -311,6 +312,11 @@ class _FreshBatches:
         stream = generator(self.seed, f"{self.stage}-fresh", step, device=s.device)
         theta = sample(s.proposal, self.batch, stream)
         x = simulate(s.simulator, theta, generator=stream)
+        for name, values in x.items():
+            if not bool(values.sum(dtype=torch.float64).isfinite()):
+                raise InputError(
+                    f"train.data: online: simulator {s.simulator.name!r} failed, {name!r} is NaN or infinite: use stored simulations, data: file"
+                )
         own = {k: self.processes.own(v) for k, v in x.items()}
         theta = self.processes.own(theta)
         return training_set(s.simulator, theta, own, prior=s.prior, proposal=s.proposal, device=s.device)
