@@ -50,6 +50,12 @@ def _draw_theta(run: Run) -> Tensor:
     """Draws of the proposal (N, D), inside the prior's support and with a prior density each."""
     theta = sample(run.proposal, ROWS, generator(run.case.seed, "check", device=run.device))
     need_in_support(run.prior, theta.cpu(), "simulate.proposal")
+    for parameter, column in zip(run.simulator.parameters, theta.T, strict=True):
+        if len(column.unique()) < ROWS:
+            raise InputError(
+                f"simulator {run.simulator.name!r}: {ROWS} draws of {parameter.name!r} hold {len(column.unique())} different numbers: give its prior "
+                "float64 numbers, torch.tensor(2457000.5, dtype=torch.float64) or distribution_from_spec; float32 has steps of 0.25 there"
+            )
     density = run.prior.log_prob(theta.cpu())
     if tuple(density.shape) != (ROWS,) or not bool(density.isfinite().all()):
         raise InputError(
