@@ -1,11 +1,14 @@
-r"""One form of data that say the same: what stands in absent slots, and the order of points that have none.
+r"""One form of data that say the same: what stands in absent slots, and the order of points.
 
-Simulations, observed files and context are brought to it where they enter the pipeline, so that nothing behind can depend on
+Simulations, observed files and context are brought to it where they enter the pipeline, so that
+nothing behind can depend on
 
-- a slot whose mask (`Observable.present`) is 0: data become 0, observing conditions the first value that is present, and a
-  matrix over points (a covariance) the identity there: finite, and of a kind that the simulator knows;
-- the order of points that the simulator declares `exchangeable`: they come in rising order of the first observable that it names
-  there, absent ones last; points that agree in it in the order of the others.
+- a slot whose mask (`Observable.present`) is 0: data become 0, observing conditions the first value
+  that is present, and a matrix over points (a covariance) the identity there: finite, and of a kind
+  that the simulator knows;
+- the order of points that the simulator declares `exchangeable`: they come in rising order of the
+  first observable that it names there, absent ones last; points that agree in it in the order of
+  the others.
 """
 
 from __future__ import annotations
@@ -23,15 +26,16 @@ if TYPE_CHECKING:
 
 
 def in_one_form(simulator: Simulator, x: Mapping[str, Tensor]) -> Data:
-    """x of N rows with one value in absent slots and exchangeable points in order; what neither touches is x's own."""
-    return filled(simulator.observables, _ordered(simulator, x))  # the first that is present is so in that order
+    """x of N rows with one value in absent slots and exchangeable points in order."""
+    return filled(simulator.observables, _ordered(simulator, x))  # the first present one is so in that order
 
 
 def masks_of(observables: Sequence[Observable]) -> dict[str, str]:
     """Observable to the mask that says which of its numbers are there.
 
-    That is its own `present`, or that of the data whose error or abscissa it is. An observing condition called `present` is the
-    mask of whatever names no other and has its shape, or more axes after it.
+    That is its own `present`, or that of the data whose error or abscissa it is. An observing
+    condition called `present` is the mask of whatever names no other and has its shape, or more
+    axes after it.
     """
     named = {o.name: o.present for o in observables if o.present}
     for o in observables:
@@ -87,7 +91,7 @@ def _ordered(simulator: Simulator, x: Mapping[str, Tensor]) -> Mapping[str, Tens
 
 
 def _order(key: Tensor, others: list[Tensor]) -> Tensor:
-    """Places of each row in rising order of `key`, where that ties of the first of `others`, and so on, (N, M)."""
+    """Places in rising order of `key`, where that ties of the first of `others`, and so on, (N, M)."""
     order = torch.arange(key.shape[1], device=key.device).expand_as(key)
     for values in (*reversed(others), key):
         order = order.gather(1, values.double().gather(1, order).argsort(dim=1, stable=True))

@@ -188,7 +188,7 @@ def sample(distribution: Distribution, count: int, generator: torch.Generator) -
 
 
 def need_in_support(distribution: Distribution, theta: Tensor, what: str) -> None:
-    """Refuse draws theta (N, D) that leave the support of a joint distribution: no density there, no posterior.
+    """Refuse draws theta (N, D) that leave the support of a joint distribution.
 
     Raises:
         InputError: of another shape, not finite, or outside.
@@ -198,7 +198,7 @@ def need_in_support(distribution: Distribution, theta: Tensor, what: str) -> Non
         raise InputError(f"{what}: draws have shape {tuple(theta.shape)}, expected {expected}: mend its `sample`")
     support: Any = distribution.support
     inside = support.check(theta)
-    inside = inside.reshape(len(theta), -1).all(1) & theta.isfinite().all(-1)  # a product checks each number by itself
+    inside = inside.reshape(len(theta), -1).all(1) & theta.isfinite().all(-1)  # a product checks each number
     if not bool(inside.all()):
         first = ", ".join(f"{v:.6g}" for v in theta[~inside][0].tolist())
         raise InputError(

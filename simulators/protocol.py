@@ -4,9 +4,10 @@ A simulator is any object with the attributes of :class:`Simulator`. No base cla
 optional (`log_likelihood`, `features`, `pilot`, `model_curve`, `signal`, `observe`, `simulate_with_reasons`,
 `read_observation`) is looked up by name; the functions at the end of this file say whether it is there.
 
-The pipeline calls a simulator through these functions alone. Each hands out copies of theta and of observing conditions,
-takes NumPy arrays, lists and integers for tensors, and refuses in one sentence what is of another shape, complex, or no
-numbers; so does `log_likelihood`. x itself is handed out uncopied, and a method that changes it in place is refused.
+The pipeline calls a simulator through these functions alone. Each hands out copies of theta and of
+observing conditions, takes NumPy arrays, lists and integers for tensors, and refuses in one
+sentence what is of another shape, complex, or no numbers; so does `log_likelihood`. x itself is
+handed out uncopied, and a method that changes it in place is refused.
 """
 
 from __future__ import annotations
@@ -49,10 +50,12 @@ class Simulator(Protocol):
       F its product: (channels, length) for cnn1d, (channels, height, width) for cnn2d, (items, numbers) for
       set and transformer. The last number of each item is then its mask, 1 present and 0 absent: data of
       variable length, and what stands in the other numbers of an absent item never matters.
-    - `canonical(x) -> Data`: the observables of x that hold something which `log_likelihood` does not depend on, without it:
-      velocities less their mean where an offset is marginalised, say. Checks of x against replicated data look at these.
-    - `exchangeable: tuple[str, ...]`: observables whose first axis is that of points without an order (a covariance: both axes).
-      The pipeline brings them into rising order of the first one that is named, see `simulators.one_form`.
+    - `canonical(x) -> Data`: the observables of x that hold something which `log_likelihood` does
+      not depend on, without it: velocities less their mean where an offset is marginalised, say.
+      Checks of x against replicated data look at these.
+    - `exchangeable: tuple[str, ...]`: observables whose first axis is that of points without an
+      order (a covariance: both axes). The pipeline brings them into rising order of the first one
+      that is named, see `simulators.one_form`.
     - `pilot(x) -> tuple[Tensor, Tensor]`: a crude guess of each posterior, location (N, D) and scale
       (N, D) > 0, on the unconstrained space u = biject_to(prior.support).inv(theta): a least-squares fit
       and its errors, say. The flow describes u in units of it, so that a posterior that is narrow against
@@ -133,12 +136,13 @@ def simulate(
 def simulate_with_reasons(
     simulator: Simulator, theta: Tensor, context: Mapping[str, Tensor] | None = None, *, generator: torch.Generator
 ) -> tuple[Data, dict[int, Failure]]:
-    """x of theta (N, D) in one form (`simulators.one_form`), and why some rows failed, where the simulator says so.
+    """x of theta (N, D) in one form (`simulators.one_form`), and why some rows failed, where it says so.
 
     The one way from the pipeline to a simulator: it works on copies of theta and context.
 
     Args:
-        context: observing conditions, (N, ...) each; None draws them from the simulator's own design.
+        context: observing conditions, (N, ...) each; None draws them from the simulator's own
+            design.
 
     Raises:
         InputError: the simulator returned something else than it declares.
@@ -192,7 +196,7 @@ def likelihood_trust(simulator: Simulator, theta: Tensor, x: Mapping[str, Tensor
 
 
 def canonical(simulator: Simulator, x: Mapping[str, Tensor]) -> Data:
-    """x without what no likelihood sees of it, where the simulator says what that is: see `Simulator`."""
+    """x without what no likelihood sees of it, where the simulator says what that is."""
     x = in_one_form(simulator, x)
     own = _optional(simulator, "canonical")
     return x if own is None else x | dict(_asked(simulator, "canonical", x, x))
@@ -240,7 +244,7 @@ def context_of(simulator: Simulator, x: Mapping[str, Tensor]) -> Data:
 
 
 def network_features(simulator: Simulator, x: Mapping[str, Tensor]) -> Tensor:
-    """Inputs of the network, (N, F): the simulator's `features`, or every observable of the canonical x flattened.
+    """Inputs of the network, (N, F): the simulator's `features`, or the canonical x flattened.
 
     Raises:
         InputError: features of another shape, complex, or no numbers; or x is changed.

@@ -1,4 +1,4 @@
-"""What a simulator returned, as real tensors of the declared shapes: NumPy arrays, lists and Quantities too, never views of its own memory."""
+"""What a simulator returned, as real tensors of the declared shapes that share none of its memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ KEPT = (torch.float32, torch.float64)
 
 
 def data_of(simulator: Simulator, given: Any, *, rows: int, device: torch.device, method: str = "simulate") -> Data:
-    """Every observable that `method` returned, (N, *shape) each, on `device`: copies, without gradients.
+    """Every observable that `method` returned, (N, *shape) each, copied to `device` without gradients.
 
     Raises:
-        InputError: no mapping; an observable is missing, of another shape than declared, complex, or no numbers.
+        InputError: no mapping; an observable is missing, of another shape than declared, complex,
+            or no numbers.
     """
     if not isinstance(given, Mapping):
         raise InputError(

@@ -341,7 +341,7 @@ class _Survey:
 
 
 def _grid(x: Mapping[str, Tensor]) -> RedshiftGrid:
-    """Redshifts of a survey, absent ones at its lowest: what stands in their slots must not move the nodes of the integral."""
+    """Redshifts, absent ones at the lowest: what stands there must not move the nodes of the integral."""
     there = x["present"] > 0.5
     lowest = torch.where(there, x["redshift"], torch.inf).amin(-1, keepdim=True)
     redshifts = (torch.where(there, x[name], lowest) for name in ("redshift", "heliocentric_redshift"))

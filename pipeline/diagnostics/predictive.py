@@ -11,9 +11,10 @@ model's makes log p(x|theta) too small, smaller noise too large. m and C are mea
 replicates, the other half is ranked. An offset that the simulator draws anew each time is one wide direction of C, in
 which any offset is near; all others are as narrow as without it.
 
-Both sides are looked at in canonical form (`simulators.protocol.canonical`): what no likelihood sees, such as an offset that is
-marginalised, and what stands in absent slots cannot make data look strange. Replicates that failed are left out and counted;
-where too few remain, or one observation's own numbers cannot be worked with, its p-value is NaN with a reason, and no other's.
+Both sides are looked at in canonical form (`simulators.protocol.canonical`): what no likelihood
+sees, such as an offset that is marginalised, and what stands in absent slots cannot make data look
+strange. Replicates that failed are left out and counted; where too few remain, or one observation's
+own numbers cannot be worked with, its p-value is NaN with a reason, and no other's.
 
 x has served twice, for the draws and for the check: for honest observations the p-values are not uniform but crowd
 around 1/2 (Bayarri and Berger 2000), the more so the more parameters there are for each number of x. A flag at level
@@ -50,8 +51,10 @@ class PredictiveCheck:
         p_value: (N,) float64 each: `log_likelihood`, two-sided, NaN for a simulator without likelihood; and under the
             name of each data observable, small where x is far from its replicates.
         replicates: of each observation, S. No p-value is below 2 / (S + 1), the number of points that can be ranked.
-        failed: replicates of each observation that are left out since their simulation failed, (N,).
-        reason: of each observation, why a p-value that should be there is NaN, in one sentence; "" where all are.
+        failed: replicates of each observation that are left out since their simulation failed,
+            (N,).
+        reason: of each observation, why a p-value that should be there is NaN, in one sentence; ""
+            where all are.
     """
 
     p_value: Mapping[str, Tensor]
@@ -81,8 +84,8 @@ def predictive_check(
 ) -> PredictiveCheck:
     """Check observations against data replicated from their posteriors.
 
-    Observing conditions are those of each observation, and are never drawn anew. Nothing that happens to one observation changes
-    what is said of another, nor ends the check.
+    Observing conditions are those of each observation, and are never drawn anew. Nothing that
+    happens to one observation changes what is said of another, nor ends the check.
 
     Args:
         simulator: of x.
@@ -119,7 +122,7 @@ def _rows(x: Mapping[str, Tensor], start: int, stop: int) -> Data:
 def _check_block(
     simulator: Simulator, theta: Tensor, x: Mapping[str, Tensor], generator: torch.Generator
 ) -> PredictiveCheck:
-    """A few observations, whose replicates fit into memory together; each by itself where something raises."""
+    """A few observations whose replicates fit into memory; each by itself where something raises."""
     replicates, count = theta.shape[:2]
     try:
         return _examine(simulator, theta, x, generator)

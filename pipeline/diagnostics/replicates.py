@@ -1,4 +1,4 @@
-"""Data replicated from posteriors by a simulator that may fail, raise, or run into its time limit."""
+"""Data replicated from posteriors by a simulator that may fail, raise, or exceed its time limit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from simulators.protocol import Data, Simulator, context_of, simulate_with_reaso
 BLOCK_NUMBERS = 2_000_000
 """Numbers of replicated data that exist at once: 16 MB an array."""
 LEAST_REMAINING = 100
-"""Fewest replicates for a p-value, which then reaches down to 0.02; or half of those asked for, where that is less."""
+"""Fewest replicates for a p-value, which then reaches 0.02; or half of those asked for, if less."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Replicates:
     """Data replicated from the posteriors of N observations.
 
     Attributes:
-        x: every observable, (S, N, ...) each; where a simulation failed, the observation's own numbers.
+        x: every observable, (S, N, ...) each; where a simulation failed, the observation's own
+            numbers.
         good: whether the simulation succeeded, (S, N).
         why: the first reason why one of an observation failed; "" without one.
     """
@@ -58,8 +59,9 @@ def replicate(
 ) -> Replicates:
     """Data drawn anew for theta (S, N, D) under the observing conditions of x.
 
-    Simulated in pieces of about BLOCK_NUMBERS numbers, no larger than the simulator's own `batch`. Nothing more is simulated once
-    too many failed for a p-value of any observation: each may have taken its whole time limit.
+    Simulated in pieces of about BLOCK_NUMBERS numbers, no larger than the simulator's own `batch`.
+    Nothing more is simulated once too many failed for a p-value of any observation: each may have
+    taken its whole time limit.
     """
     replicates, count, dimension = theta.shape
     most = min(rows_at_once(simulator, x), getattr(simulator, "batch", BLOCK_NUMBERS))
@@ -89,7 +91,7 @@ def replicate(
 def _simulate(
     simulator: Simulator, theta: Tensor, context: Mapping[str, Tensor], generator: torch.Generator
 ) -> tuple[Data, dict[int, str]]:
-    """x of theta (R, D), and why rows failed; row by row where the simulator raises for all of them at once."""
+    """x of theta (R, D), and why rows failed; row by row where the simulator raises for all at once."""
     try:
         # without any context observable there is no design to draw, and None is what simulators expect
         x, failures = simulate_with_reasons(simulator, theta, context or None, generator=generator)

@@ -20,7 +20,7 @@ ROWS = 16
 
 
 def check(run: Run) -> None:
-    """Build the simulator, draw a few simulations, try its contract and weigh them, read the observation.
+    """Build the simulator, draw a few simulations, try its contract, read the observation.
 
     Raises:
         InputError: whatever is wrong, in one line.
@@ -84,7 +84,7 @@ def _simulations(run: Run, theta: Tensor) -> tuple[Tensor, Data]:
 
 
 def _say_masks(simulator: Simulator) -> None:
-    """A mask that no observable names may be read as one by `ingest`, and nothing else knows what stands under it."""
+    """Say where `ingest` would read a mask that no observable names."""
     used = set(masks_of(simulator.observables).values())
     for o in simulator.observables:
         if o.role == "context" and not o.unit and o.shape and "mask" in o.name and o.name not in used:

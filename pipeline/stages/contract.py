@@ -1,6 +1,7 @@
-"""The contract of a simulator's random numbers, conditions and inputs of the network, tried out on a few rows: each fault in one line.
+"""A simulator's random numbers, conditions and inputs of the network, tried on a few rows.
 
-What a call returns is checked at each call (`simulators.protocol`); here is what only several calls show.
+What a call returns is checked at each call (`simulators.protocol`); here is what only several calls
+show.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from pipeline.rng import generator
 from simulators.protocol import Data, Simulator, context_of, data_observables, network_features, pilot_of, simulate
 
 GLOBALS = ("torch's", "NumPy's", "Python's")
-"""Global generators that a simulator must leave alone: torch.manual_seed, numpy.random.seed and random.seed set them."""
+"""Global generators: torch.manual_seed, numpy.random.seed and random.seed set them."""
 BATCH_SHARE = 1e-2
-"""Of a column's spread: by so much may a row's features differ between a batch and alone, float32 fits included."""
+"""Of a column's spread, by which features may differ between a batch and alone: float32 fits."""
 
 
 @contextmanager
 def global_seeds(seeds: tuple[int, int, int]) -> Iterator[None]:
-    """The global generators of torch, NumPy and Python with these seeds; as they were on the way out."""
+    """The global generators of torch, NumPy and Python with these seeds, and back on the way out."""
     numpys, pythons = np.random.get_state(), random.getstate()  # noqa: NPY002 - the legacy one is meant
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seeds[0])
@@ -40,9 +41,10 @@ def global_seeds(seeds: tuple[int, int, int]) -> Iterator[None]:
 
 
 def need_one_stream(simulator: Simulator, theta: Tensor, *, seed: int) -> None:
-    """Refuse a simulator whose data depend on more than theta, context and the state of `generator`.
+    """Refuse data that depend on more than theta, context and the state of `generator`.
 
-    Two calls with one state of the generator, and other states of the global ones, must agree; two rows with one theta must not.
+    Two calls with one state of the generator, and other states of the global ones, must agree; two
+    rows with one theta must not.
 
     Args:
         theta: (N, D), N = 2 is enough.
@@ -101,7 +103,7 @@ def _need_noise_of_each_row(simulator: Simulator, theta: Tensor, seed: int) -> N
 
 
 def need_context_kept(simulator: Simulator, theta: Tensor, x: Mapping[str, Tensor], *, seed: int) -> None:
-    """Refuse a simulator that draws observing conditions anew where they are given: replicated data would be of other ones.
+    """Refuse a simulator that draws observing conditions anew where they are given: replicates need those.
 
     Args:
         theta, x: of the same N rows.
@@ -117,7 +119,7 @@ def need_context_kept(simulator: Simulator, theta: Tensor, x: Mapping[str, Tenso
 
 
 def need_steady_inputs(simulator: Simulator, x: Data, *, dimension: int) -> Tensor:
-    """Features of x (N, F), or a refusal: not finite, another row's numbers in them, or x changed by them or the pilot.
+    """Features of x (N, F), or a refusal: not finite, of other rows, or x changed by them or the pilot.
 
     Args:
         dimension: numbers in the unconstrained theta.
@@ -153,7 +155,7 @@ def _need_near(simulator: Simulator, method: str, alone: Tensor, together: Tenso
 
 
 def unchanged(simulator: Simulator, method: str, x: Mapping[str, Tensor], ask: Callable[[], Any]) -> Any:
-    """What `ask` gives, or a refusal where x is another one after it: also through NumPy, which torch does not see."""
+    """What `ask` gives, or a refusal where x is another after it, also through NumPy."""
     before = {k: v.clone() for k, v in x.items()}
     answer = ask()
     for name, values in before.items():

@@ -1,4 +1,4 @@
-"""A simulator's log_likelihood, tried in every shape that later stages use, each fault in one line."""
+"""A simulator's log_likelihood, tried in every shape that later stages use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from simulators.protocol import Data, Simulator, canonical, log_likelihood
 
 ROWS, DRAWS = 5, 3
 NEAR, NEAR_SHARE = 1e-2, 1e-5
-"""Nats, and of the value, by which a row's value may differ between batches: float32 sums over 10^5 pixels."""
+"""Nats, and of the value, by which it may differ between batches: float32 sums over 10^5 pixels."""
 
 
 def need_likelihood(simulator: Simulator, theta: Tensor, x: Data) -> Tensor:
@@ -25,7 +25,8 @@ def need_likelihood(simulator: Simulator, theta: Tensor, x: Data) -> Tensor:
         x: N rows.
 
     Raises:
-        InputError: another shape, NaN, infinite, values that depend on other rows or on the shape, or x changed.
+        InputError: another shape, NaN, infinite, values that depend on other rows or on the shape,
+            or x changed.
     """
     values = unchanged(simulator, "log_likelihood", x, lambda: _value(simulator, theta, x))
     _need_finite(simulator, theta, values)
@@ -64,7 +65,7 @@ def _need_finite(simulator: Simulator, theta: Tensor, values: Tensor) -> None:
 
 
 def _need_each_shape(simulator: Simulator, theta: Tensor, x: Data) -> None:
-    """Values of (K, N) draws and rows are those of each draw and row by itself, whatever K, N and D have in common."""
+    """Values of (K, N) draws and rows are those of each by itself, whatever K, N and D have in common."""
     dimension, have = theta.shape[1], len(theta)
     one_row = [{k: v[n : n + 1] for k, v in x.items()} for n in range(have)]
     columns = [_value(simulator, theta[:, None], row)[:, 0] for row in one_row]  # (I, 1, D) against one row
@@ -125,7 +126,7 @@ def _need_points_without_order(simulator: Simulator, theta: Tensor, x: Data, val
 
 
 def need_gradient(simulator: Simulator, theta: Tensor, x: Data) -> None:
-    """Refuse a likelihood without a gradient with theta: objectives elbo and iwelbo climb it, and so does refinement."""
+    """Refuse a likelihood without a gradient: objectives elbo and iwelbo and refinement climb it."""
     at = theta.detach().clone().requires_grad_()
     with torch.enable_grad():
         values = _value(simulator, at, x)

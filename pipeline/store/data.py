@@ -122,9 +122,10 @@ def read_data(
     parameters: Sequence[Parameter] = (),
     rows: slice = slice(None),
 ) -> DataSet:
-    """Read a data file, checked against what the simulator declares; units are converted, absent slots have one value.
+    """Read a data file, checked against what the simulator declares; units are converted.
 
-    Rows of failed simulations are NaN in x and marked in `failed`; any other NaN is refused but in an absent slot.
+    Absent slots have one value (`simulators.one_form`). Rows of failed simulations are NaN in x
+    and marked in `failed`; any other NaN is refused.
 
     Args:
         rows: which rows; all of them by default.

@@ -1,6 +1,7 @@
-"""What must not matter, over every registered simulator: absent slots, marginalised constants, the order of points, units.
+"""What must not matter, over every registered simulator.
 
-Likelihood, inputs of network and typicality (features, pilot), and predictive p-values stay what they are, to rounding.
+Absent slots, marginalised constants, the order of points and units: likelihood, inputs of network
+and typicality (features, pilot) and predictive p-values stay what they are, to rounding.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def stream(seed: int) -> torch.Generator:
 
 
 def drawn(case: str) -> tuple[Simulator, Tensor, Data]:
-    """A simulator, theta (N, D) and x in which some points are absent where the simulator can say so."""
+    """A simulator, theta (N, D), and x with absent points where the simulator has a mask."""
     name, options = CASES[case]
     if name == "supernova_cosmology":
         options = options | {"design": {"missing": 0.3}}
@@ -112,7 +113,7 @@ def test_what_stands_in_absent_slots_changes_nothing(case: str) -> None:
 
 @pytest.mark.parametrize("case", OFFSET)
 def test_a_constant_that_the_likelihood_marginalises_changes_nothing(case: str) -> None:
-    """-33 km/s as of an absolute velocity, of each instrument by itself; magnitudes for distance moduli."""
+    """-33 km/s, of each instrument by itself; magnitudes for distance moduli."""
     simulator, theta, x = drawn(case)
     name = data_observables(simulator)[0].name
     constant = torch.tensor(-19.3 if name == "magnitude" else -33_000.0, dtype=torch.float64)

@@ -206,7 +206,7 @@ def test_likelihoods_that_are_no_numbers() -> None:
 
 
 class MayFail(LinearGaussian):
-    """A share of simulations, by chance, fails as it was told to, and so does every one whose first parameter is above `broken`."""
+    """A share of simulations fails by chance, and every one whose first parameter is above `broken`."""
 
     how: str
     share: float = 0.0
@@ -241,7 +241,7 @@ def failing(how: str, **options: float) -> MayFail:
 
 @pytest.mark.parametrize("how", ["nan", "reasons", "raises"])
 def test_replicates_that_fail_are_left_out_and_counted(how: str) -> None:
-    """A tenth fails, whatever their data would have been: the p-values stay what they are within their Monte Carlo error."""
+    """A tenth fails at random: the p-values stay what they are within their Monte Carlo error."""
     _, theta, x = linear_gaussian(rows=3)
     whole = predictive_check(failing(how), theta, x, generator=stream(4), least_replicates=400)
     assert whole.failed.tolist() == [0, 0, 0]
@@ -302,7 +302,7 @@ def test_a_likelihood_that_raises_for_one_observation_costs_no_other_its_p_value
 
 
 def test_absolute_velocities_are_as_likely_as_relative_ones() -> None:
-    """-33 km/s where simulated offsets scatter by 5 m/s: the likelihood marginalises the offset, and nothing is flagged."""
+    """-33 km/s, simulated offsets of 5 m/s: the likelihood marginalises them, nothing is flagged."""
     simulator, theta, x = velocities(60)
     relative = predictive_check(simulator, theta, x, generator=stream(5))
     absolute = predictive_check(simulator, theta, x | {"velocity": x["velocity"] - 33_000.0}, generator=stream(5))

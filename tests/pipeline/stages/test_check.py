@@ -1,4 +1,4 @@
-"""`check`: simulators that break the contract, each refused in one line that says how, and those that only look as if."""
+"""`check`: simulators that break the contract, each refused in one line, and some that do not."""
 
 from __future__ import annotations
 
