@@ -80,7 +80,7 @@ def _ordered(simulator: Simulator, x: Mapping[str, Tensor]) -> Mapping[str, Tens
     names = [name for name in getattr(simulator, "exchangeable", ()) if name in x]
     if not names:
         return x
-    mask = masks_of(simulator.observables).get(names[0])
+    mask = masks_of(simulator.observables).get(names[0], "")
     there = x[mask] > 0.5 if mask in x else torch.ones_like(x[names[0]], dtype=torch.bool)
     key = torch.where(there, x[names[0]].double(), torch.inf)
     later, earlier = key[:, 1:], key[:, :-1]

@@ -76,12 +76,11 @@ def tensor_without_gradient(simulator: Simulator, method: str, values: Any) -> T
 
 
 def _from_array(values: Any, what: str, unit: str) -> Tensor:
+    quantity = getattr(values, "to_value", None)  # of astropy
     if isinstance(values, (list, tuple)) and any(isinstance(v, Tensor) for v in values):
         values = [v.detach().cpu().numpy() if isinstance(v, Tensor) else v for v in values]
     try:
-        if hasattr(values, "to_value"):  # an astropy Quantity
-            values = values.to_value(unit)
-        array = np.ma.asarray(values) if np.ma.isMaskedArray(values) else np.asarray(values)
+        array = np.ma.asanyarray(values if quantity is None else quantity(unit))
     except (ValueError, TypeError) as error:
         raise InputError(f"{what}: expected an array of numbers ({str(error).splitlines()[0]})") from None
     if array.dtype.kind == "c":
@@ -89,9 +88,8 @@ def _from_array(values: Any, what: str, unit: str) -> Tensor:
     if array.dtype.kind not in "fiub":
         raise InputError(f"{what}: expected an array of numbers, got {array.dtype}")
     dtype = np.float32 if array.dtype.kind == "f" and array.dtype.itemsize == 4 else np.float64
-    if isinstance(array, np.ma.MaskedArray):
-        array = array.astype(dtype).filled(np.nan)  # a masked number is none, as of a failed simulation
-    return torch.from_numpy(np.array(array, dtype=dtype))
+    masked: Any = array.astype(dtype)
+    return torch.from_numpy(np.array(masked.filled(np.nan)))  # a masked number is none, as where it failed
 
 
 def _complex(what: str) -> str:

@@ -140,6 +140,8 @@ ACCEPTED = {
     "unsigned": "return {'y': (super().simulate(theta, generator=generator)['y'].numpy() * 1000 + 5000).astype('u2')}",
     "gradient": "return {'y': super().simulate(theta, generator=generator)['y'] * torch.ones(1, requires_grad=True)}",
     "theta by numpy": "y = super().simulate(theta, generator=generator)\ntheta.numpy()[:] = 7\nreturn y",
+    "masked": "y = super().simulate(theta, generator=generator)['y'].numpy()\nreturn {'y': np.ma.masked_array(y, mask=np.zeros(y.shape, bool))}",
+    "quantity": "from astropy import units\nreturn {'y': super().simulate(theta, generator=generator)['y'].numpy() * 100 * units.percent}",
     "one buffer": "self.b = getattr(self, 'b', torch.zeros(20000, 3).double())\nb = self.b[:len(theta)]\nb.copy_(super().simulate(theta, generator=generator)['y'])\nreturn {'y': b}",
 }
 
