@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import traceback
 
-
-class InputError(ValueError):
-    """Bad configuration, file or argument. Commands print it as one line and end with exit code 2."""
+from simulators.errors import InputError as InputError
 
 
 def simulator_fault(error: Exception) -> str | None:
@@ -17,4 +15,4 @@ def simulator_fault(error: Exception) -> str | None:
     for frame, module in zip(reversed(frames), reversed(modules), strict=True):
         if module.startswith("elboscope_user_simulator_"):
             return f"{frame.filename}, line {frame.lineno}, in {frame.name}: {problem}"
-    return str(error) if modules[-1:] == ["simulators.protocol"] else None
+    return str(error) if modules[-1:] in (["simulators.protocol"], ["simulators.declarations"]) else None

@@ -86,6 +86,7 @@ class MultiInstrumentVelocity:
     """
 
     name = "multi_instrument_velocity"
+    exchangeable = ("time", "velocity_error", "instrument", "present", "velocity")
 
     def __init__(
         self,
@@ -229,6 +230,10 @@ class MultiInstrumentVelocity:
         exact = membership.double()
         _, mean = weighted_mean(x["velocity"].double(), exact.sum(-1), exact)
         return (exact.sum(-1) * (x["velocity"].double() - (exact @ mean[..., None])[..., 0])).to(dtype)
+
+    def canonical(self, x: Mapping[str, Tensor]) -> Data:
+        """Velocities (m/s) less the mean of each instrument's, which `log_likelihood` does not see."""
+        return {"velocity": self._centered(x, self._membership(x, torch.float64), torch.float64)}
 
     def _without_offsets(self, theta: Tensor, x: Mapping[str, Tensor]) -> Tensor:
         """Velocities of one star (m/s) less the likeliest offset of each instrument given theta, (K, D) -> (K, M)."""

@@ -50,6 +50,15 @@ class WithSignal:
         """Of the simulator."""
         return self.simulator.parameters
 
+    @property
+    def exchangeable(self) -> tuple[str, ...]:
+        """Of the simulator, with the signals of those."""
+        names = tuple(getattr(self.simulator, "exchangeable", ()))
+        return (
+            *names,
+            *(o.name for o in self.observables if o.name.removeprefix(SIGNAL) in names and o.name not in names),
+        )
+
     def __getattr__(self, name: str) -> Any:
         if name == "simulator":  # a copy that is not filled yet
             raise AttributeError(name)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Beta, Distribution, HalfNormal, LogNormal, Normal, Uniform, constraints
 from torch.distributions.transforms import Transform
 
+from simulators.errors import InputError
 from simulators.protocol import Simulator
 
 PriorSpec = Mapping[str, Sequence[float] | float]
@@ -140,6 +141,11 @@ def prior_of(simulator: Simulator) -> Distribution:
     """
     joint = getattr(simulator, "prior", None)
     if joint is not None:
+        if tuple(joint.event_shape) != (len(simulator.parameters),) or joint.batch_shape:
+            raise ValueError(
+                f"simulator {simulator.name!r}: prior has batch shape {tuple(joint.batch_shape)} and event shape {tuple(joint.event_shape)}, "
+                f"expected () and ({len(simulator.parameters)},): wrap independent components in torch.distributions.Independent"
+            )
         return in_float64(joint)
     missing = [p.name for p in simulator.parameters if p.prior is None]
     if missing:
@@ -206,7 +212,29 @@ def proposal_of(simulator: Simulator, specs: Mapping[str, PriorSpec]) -> Distrib
 def sample(distribution: Distribution, count: int, generator: torch.Generator) -> Tensor:
     """`count` draws that depend on the generator alone, on its device: see `global_generators_from`."""
     with global_generators_from(generator):
-        return distribution.sample((count,)).to(generator.device)
+        theta = distribution.sample((count,))
+    need_in_support(distribution, theta, "prior")
+    return theta.to(generator.device)
+
+
+def need_in_support(distribution: Distribution, theta: Tensor, what: str) -> None:
+    """Refuse draws theta (N, D) that leave the support of a joint distribution.
+
+    Raises:
+        InputError: of another shape, not finite, or outside.
+    """
+    expected = (*theta.shape[:1], *distribution.event_shape)
+    if tuple(theta.shape) != expected:
+        raise InputError(f"{what}: draws have shape {tuple(theta.shape)}, expected {expected}: mend its `sample`")
+    support: Any = distribution.support
+    inside = support.check(theta)
+    inside = inside.reshape(len(theta), -1).all(1) & theta.isfinite().all(-1)  # a product checks each number
+    if not bool(inside.all()):
+        first = ", ".join(f"{v:.6g}" for v in theta[~inside][0].tolist())
+        raise InputError(
+            f"{what}: {int((~inside).sum())} of {len(theta)} draws lie outside the support of the prior, the first at theta = "
+            f"({first}): mend its `sample` or its `support`"
+        )
 
 
 @contextmanager

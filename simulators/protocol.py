@@ -3,145 +3,33 @@
 A simulator is any object with the attributes of :class:`Simulator`. No base class is needed. What is
 optional (`log_likelihood`, `features`, `pilot`, `model_curve`, `signal`, `observe`, `simulate_with_reasons`,
 `read_observation`) is looked up by name; the functions at the end of this file say whether it is there.
+
+The pipeline calls a simulator through these functions alone. Each hands out copies of theta and of
+observing conditions, takes NumPy arrays, lists and integers for tensors, and refuses in one
+sentence what is of another shape, complex, or no numbers; so does `log_likelihood`. x itself is
+handed out uncopied, and a method that changes it in place is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
+from simulators.declarations import Observable as Observable
+from simulators.declarations import Parameter as Parameter
+from simulators.errors import InputError
 from simulators.failures import Failure
-from simulators.units import check_unit
+from simulators.one_form import in_one_form
+from simulators.returned import data_of, real_tensor, tensor_without_gradient
+from simulators.views import ImageView as ImageView
+from simulators.views import PredictiveView as PredictiveView
 
 Data = dict[str, Tensor]
 """x: one array an observable, each of shape (N, *observable.shape)."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One component of theta.
-
-    Attributes:
-        name: identifier used in files and on the command line.
-        prior: univariate torch distribution, or None where the simulator declares a joint `prior`.
-        unit: astropy unit string; "" is dimensionless.
-        label: LaTeX for plots; the name where empty.
-        periodic: the ends of the prior's support are one point, as of an angle in [0, 2 pi): q is then
-            continuous there. The prior's support must be an interval, which is one period.
-    """
-
-    name: str
-    prior: Distribution | None = None
-    unit: str = ""
-    label: str = ""
-    periodic: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.name.isidentifier():
-            raise ValueError(f"parameter name {self.name!r}: expected an identifier such as 'mass_1'")
-        check_unit(self.unit, f"parameter {self.name!r}")
-        support = None if self.prior is None else self.prior.support
-        if self.periodic and not (hasattr(support, "lower_bound") and hasattr(support, "upper_bound")):
-            raise ValueError(
-                f"parameter {self.name!r}: periodic needs a prior of its own on one period, such as Uniform(0, 2 pi); got {self.prior}"
-            )
-
-
-@dataclass(frozen=True)
-class Observable:
-    """One named array of x.
-
-    Attributes:
-        name: identifier; the dataset is `/x/<name>`.
-        shape: shape for one observation, without the leading N.
-        unit: astropy unit string; "" is dimensionless.
-        role: `data` is random given theta; `context` is known before the observation (times, error
-            bars, masks, PSDs) and is never predicted.
-        dtype: dtype in files, `float32` or `float64`.
-        label: LaTeX for plots; the name where empty.
-        against: the context observable that is this one's abscissa in plots, if any.
-        error: the context observable that is this one's 1-sigma error, or its covariance, if any.
-        present: the context observable that is 1 where this one's numbers are there and 0 where they are absent, if any.
-        scale: of an axis in plots.
-        discrete: whole numbers, some or all of them: counts have no density, and a learned likelihood treats them
-            as such.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    unit: str = ""
-    role: Literal["data", "context"] = "data"
-    dtype: Literal["float32", "float64"] = "float64"
-    label: str = ""
-    against: str | None = None
-    error: str | None = None
-    present: str | None = None
-    scale: Literal["linear", "log"] = "linear"
-    discrete: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.name.isidentifier():
-            raise ValueError(f"observable name {self.name!r}: expected an identifier such as 'velocity'")
-        if self.role not in ("data", "context"):
-            raise ValueError(f"observable {self.name!r}: role must be 'data' or 'context', got {self.role!r}")
-        if self.scale not in ("linear", "log"):
-            raise ValueError(f"observable {self.name!r}: scale must be 'linear' or 'log', got {self.scale!r}")
-        check_unit(self.unit, f"observable {self.name!r}")
-
-
-@dataclass(frozen=True)
-class PredictiveView:
-    """Data against K posterior draws of the noise-free model, as a field draws it: folded at a period, say.
-
-    Attributes:
-        name: short, of the figure.
-        abscissa_label, data_label: with unit in brackets.
-        abscissa, observed, error: (M,) each.
-        grid: increasing, (G,).
-        curves: (K, G).
-        scale: of the abscissa.
-        bins: weighted means of the data in so many bins of the abscissa are drawn too; 0: none.
-    """
-
-    name: str
-    abscissa_label: str
-    data_label: str
-    abscissa: Tensor
-    observed: Tensor
-    error: Tensor
-    grid: Tensor
-    curves: Tensor
-    scale: Literal["linear", "log"] = "linear"
-    bins: int = 0
-
-
-@dataclass(frozen=True)
-class ImageView:
-    """One observed image beside the noise-free images of K posterior draws.
-
-    Attributes:
-        name: short, of the figure.
-        data_label: with unit in brackets.
-        observed, error: of H x W pixels, (H, W); 1-sigma errors.
-        models: (K, H, W).
-        used: whether a pixel is compared, (H, W).
-        side: of a pixel, in `side_unit`.
-    """
-
-    name: str
-    data_label: str
-    observed: Tensor
-    error: Tensor
-    models: Tensor
-    used: Tensor
-    side: float
-    side_unit: str
 
 
 @runtime_checkable
@@ -162,6 +50,12 @@ class Simulator(Protocol):
       F its product: (channels, length) for cnn1d, (channels, height, width) for cnn2d, (items, numbers) for
       set and transformer. The last number of each item is then its mask, 1 present and 0 absent: data of
       variable length, and what stands in the other numbers of an absent item never matters.
+    - `canonical(x) -> Data`: the observables of x that hold something which `log_likelihood` does
+      not depend on, without it: velocities less their mean where an offset is marginalised, say.
+      Checks of x against replicated data look at these.
+    - `exchangeable: tuple[str, ...]`: observables whose first axis is that of points without an
+      order (a covariance: both axes). The pipeline brings them into rising order of the first one
+      that is named, see `simulators.one_form`.
     - `pilot(x) -> tuple[Tensor, Tensor]`: a crude guess of each posterior, location (N, D) and scale
       (N, D) > 0, on the unconstrained space u = biject_to(prior.support).inv(theta): a least-squares fit
       and its errors, say. The flow describes u in units of it, so that a posterior that is narrow against
@@ -220,14 +114,47 @@ def _optional(simulator: Simulator, name: str) -> Any:
     return member if callable(member) else None
 
 
+def _asked(simulator: Simulator, name: str, x: Mapping[str, Tensor], *arguments: Any) -> Any:
+    """What method `name` answers; it may not change x, which others read after it."""
+    versions = {k: None if v.is_inference() else v._version for k, v in x.items()}
+    answer = getattr(simulator, name)(*arguments)
+    for k, version in versions.items():
+        if version is not None and x[k]._version != version:
+            raise InputError(
+                f"simulator {simulator.name!r}: {name} changes {k!r} in place, which others read after it: work on x[{k!r}].clone()"
+            )
+    return answer
+
+
+def simulate(
+    simulator: Simulator, theta: Tensor, context: Mapping[str, Tensor] | None = None, *, generator: torch.Generator
+) -> Data:
+    """x of theta (N, D): see `simulate_with_reasons`."""
+    return simulate_with_reasons(simulator, theta, context, generator=generator)[0]
+
+
 def simulate_with_reasons(
-    simulator: Simulator, theta: Tensor, *, generator: torch.Generator
+    simulator: Simulator, theta: Tensor, context: Mapping[str, Tensor] | None = None, *, generator: torch.Generator
 ) -> tuple[Data, dict[int, Failure]]:
-    """x of theta (N, D) under conditions of the simulator's own design, and why some rows failed, where it says so."""
-    own = _optional(simulator, "simulate_with_reasons")
-    if own is not None:
-        return own(theta, None, generator=generator)
-    return simulator.simulate(theta, None, generator=generator), {}
+    """x of theta (N, D) in one form (`simulators.one_form`), and why some rows failed, where it says so.
+
+    The one way from the pipeline to a simulator: it works on copies of theta and context.
+
+    Args:
+        context: observing conditions, (N, ...) each; None draws them from the simulator's own
+            design.
+
+    Raises:
+        InputError: the simulator returned something else than it declares.
+    """
+    given = theta.detach().clone(), None if context is None else {k: v.clone() for k, v in context.items()}
+    failures: dict[int, Failure] = {}
+    if _optional(simulator, "simulate_with_reasons") is None:
+        drawn = simulator.simulate(*given, generator=generator)
+    else:
+        drawn, failures = _optional(simulator, "simulate_with_reasons")(*given, generator=generator)
+    x = data_of(simulator, drawn, rows=len(theta), device=theta.device)
+    return in_one_form(simulator, x), failures
 
 
 def has_likelihood(simulator: Simulator) -> bool:
@@ -236,15 +163,24 @@ def has_likelihood(simulator: Simulator) -> bool:
 
 
 def log_likelihood(simulator: Simulator, theta: Tensor, x: Mapping[str, Tensor]) -> Tensor:
-    """The simulator's log p(x given theta), theta (..., N, D) -> (..., N).
+    """The simulator's log p(x given theta), theta (..., N, D) -> (..., N), at a copy of theta.
 
     Raises:
         ValueError: it has none.
+        InputError: it returned something else, or changes x.
     """
-    density = _optional(simulator, "log_likelihood")
-    if density is None:
+    if not has_likelihood(simulator):
         raise ValueError(f"simulator {simulator.name!r} has no log_likelihood")
-    return density(theta, x)
+    values = _asked(simulator, "log_likelihood", x, theta.clone(), x)
+    values = real_tensor(values, f"simulator {simulator.name!r}: log_likelihood").to(theta.device)
+    rows = len(next(iter(x.values())))
+    expected = torch.broadcast_shapes(theta.shape[:-1], (rows,))
+    if values.shape != expected:
+        raise InputError(
+            f"simulator {simulator.name!r}: log_likelihood gave shape {tuple(values.shape)} for theta {tuple(theta.shape)} "
+            f"and {rows} rows of x, expected {tuple(expected)}"
+        )
+    return values
 
 
 def likelihood_data(simulator: Simulator, x: Data) -> Data:
@@ -259,6 +195,13 @@ def likelihood_trust(simulator: Simulator, theta: Tensor, x: Mapping[str, Tensor
     return {} if trust is None else trust(theta, x)
 
 
+def canonical(simulator: Simulator, x: Mapping[str, Tensor]) -> Data:
+    """x without what no likelihood sees of it, where the simulator says what that is."""
+    x = in_one_form(simulator, x)
+    own = _optional(simulator, "canonical")
+    return x if own is None else x | dict(_asked(simulator, "canonical", x, x))
+
+
 def has_signal(simulator: Simulator) -> bool:
     """Whether it simulates in two steps, signal and noise."""
     return _optional(simulator, "signal") is not None and _optional(simulator, "observe") is not None
@@ -271,17 +214,23 @@ def signal_of(
 
     Raises:
         ValueError: the simulator does not simulate in two steps.
+        InputError: it returned something else than it declares.
     """
     if not has_signal(simulator):
         raise ValueError(
             f"simulator {simulator.name!r} has no `signal` and `observe`: its noise cannot be drawn apart; set simulate.signal: false"
         )
-    return _optional(simulator, "signal")(theta, context, generator=generator)
+    given = theta.detach().clone(), None if context is None else {k: v.clone() for k, v in context.items()}
+    signal = _optional(simulator, "signal")(*given, generator=generator)
+    x = data_of(simulator, signal, rows=len(theta), device=theta.device, method="signal")
+    return in_one_form(simulator, x)
 
 
 def observe(simulator: Simulator, signal: Data, theta: Tensor, *, generator: torch.Generator) -> Data:
-    """x from what `signal_of` gave: noise drawn anew."""
-    return _optional(simulator, "observe")(signal, theta, generator=generator)
+    """x from what `signal_of` gave, which stays as it is: noise drawn anew."""
+    given = {k: v.clone() for k, v in signal.items()}, theta.detach().clone()
+    x = _optional(simulator, "observe")(*given, generator=generator)
+    return in_one_form(simulator, data_of(simulator, x, rows=len(theta), device=theta.device, method="observe"))
 
 
 def data_observables(simulator: Simulator) -> tuple[Observable, ...]:
@@ -295,11 +244,21 @@ def context_of(simulator: Simulator, x: Mapping[str, Tensor]) -> Data:
 
 
 def network_features(simulator: Simulator, x: Mapping[str, Tensor]) -> Tensor:
-    """Inputs of the network, (N, F): the simulator's `features`, or every observable flattened."""
-    features = _optional(simulator, "features")
-    if features is not None:
-        return features(x)
-    return torch.cat([x[o.name].flatten(1) for o in simulator.observables], dim=1)
+    """Inputs of the network, (N, F): the simulator's `features`, or the canonical x flattened.
+
+    Raises:
+        InputError: features of another shape, complex, or no numbers; or x is changed.
+    """
+    rows = len(next(iter(x.values())))
+    if _optional(simulator, "features") is None:
+        plain = canonical(simulator, x)
+        return torch.cat([plain[o.name].reshape(rows, -1) for o in simulator.observables], dim=1)
+    features = tensor_without_gradient(simulator, "features", _asked(simulator, "features", x, x))
+    if features.dim() != 2 or len(features) != rows:
+        raise InputError(
+            f"simulator {simulator.name!r}: features gave {tuple(features.shape)}, expected (N, F) with N = {rows}"
+        )
+    return features.to(next(iter(x.values())).device)
 
 
 def feature_shape(simulator: Simulator) -> tuple[int, ...]:
@@ -320,10 +279,15 @@ def pilot_of(
     Raises:
         ValueError: the guess has the wrong shape, is not finite, or a scale is not positive.
     """
-    pilot = _optional(simulator, "pilot")
-    if pilot is None:
+    if _optional(simulator, "pilot") is None:
         return None
-    location, scale = pilot(x)
+    answer = _asked(simulator, "pilot", x, x)
+    if not isinstance(answer, (tuple, list)) or len(answer) != 2:
+        raise InputError(
+            f"simulator {simulator.name!r}: pilot must give location and scale, got {type(answer).__name__}"
+        )
+    device = next(iter(x.values())).device
+    location, scale = (tensor_without_gradient(simulator, "pilot", v).to(device) for v in answer)
     expected = (len(next(iter(x.values()))), dimension or len(simulator.parameters))
     if tuple(location.shape) != expected or tuple(scale.shape) != expected:
         raise ValueError(

@@ -59,6 +59,7 @@ class RadialVelocity:
     """
 
     name = "radial_velocity"
+    exchangeable = ("time", "velocity_error", "velocity")
 
     def __init__(
         self,
@@ -170,6 +171,11 @@ class RadialVelocity:
         constant = (velocity.shape[-1] - 1) * math.log(TWO_PI)
         log_likelihood = -0.5 * (chi2 + variance.log().sum(-1) + total.log() + constant)
         return torch.where(are_bound(self.orbits, theta), log_likelihood, -torch.inf)
+
+    def canonical(self, x: Mapping[str, Tensor]) -> Data:
+        """Velocities (m/s) less their mean, which `log_likelihood` does not see."""
+        velocity = x["velocity"].double()
+        return {"velocity": velocity - velocity.mean(-1, keepdim=True)}
 
     def model_curve(self, theta: Tensor, x: Mapping[str, Tensor], grid: Tensor) -> Tensor:
         r"""Noise-free velocity (m/s) on a grid of times (d), for one observation.

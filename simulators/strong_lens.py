@@ -112,7 +112,15 @@ class StrongLens:
         )
         shape = (pixels, pixels)
         self.observables = (
-            Observable("image", shape, "electron / s", dtype="float32", label="surface brightness", error="noise"),
+            Observable(
+                "image",
+                shape,
+                "electron / s",
+                dtype="float32",
+                label="surface brightness",
+                error="noise",
+                present="mask",
+            ),
             Observable("noise", shape, "electron / s", role="context", dtype="float32"),
             Observable("mask", shape, role="context", dtype="float32"),
         )

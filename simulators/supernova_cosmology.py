@@ -93,6 +93,7 @@ class SupernovaCosmology:
     """
 
     name = "supernova_cosmology"
+    exchangeable = ("redshift", "heliocentric_redshift", "present", "covariance", "magnitude")
 
     def __init__(
         self,
@@ -203,6 +204,14 @@ class SupernovaCosmology:
         if self._offset is None:
             eps = eps - survey.unit * survey.along_unit(eps)
         return eps, exists
+
+    def canonical(self, x: Mapping[str, Tensor]) -> Data:
+        """Magnitudes less their mean where M is marginalised: `log_likelihood` does not see it."""
+        if self._offset is not None:
+            return {}
+        there = (x["present"] > 0.5).double()
+        mean = (there * x["magnitude"].double()).sum(-1, keepdim=True) / there.sum(-1, keepdim=True)
+        return {"magnitude": there * (x["magnitude"].double() - mean)}
 
     def model_curve(self, theta: Tensor, x: Mapping[str, Tensor], grid: Tensor) -> Tensor:
         r"""Noise-free magnitude on a grid of redshifts, for one survey; M marginalised: at its mean given theta.
@@ -332,7 +341,11 @@ class _Survey:
 
 
 def _grid(x: Mapping[str, Tensor]) -> RedshiftGrid:
-    return RedshiftGrid.of(x["redshift"], x["heliocentric_redshift"])
+    """Redshifts, absent ones at the lowest: what stands there must not move the nodes of the integral."""
+    there = x["present"] > 0.5
+    lowest = torch.where(there, x["redshift"], torch.inf).amin(-1, keepdim=True)
+    redshifts = (torch.where(there, x[name], lowest) for name in ("redshift", "heliocentric_redshift"))
+    return RedshiftGrid.of(*redshifts)
 
 
 def supernova_observables(count: int) -> tuple[Observable, ...]:

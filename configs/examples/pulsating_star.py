@@ -42,7 +42,7 @@ class PulsatingStar:
     observables = (
         Observable("time", (NIGHTS,), "d", role="context"),
         Observable("present", (NIGHTS,), role="context"),
-        Observable("flux", (NIGHTS,), against="time"),
+        Observable("flux", (NIGHTS,), against="time", present="present"),
     )
     feature_shape = (NIGHTS, 3)  # as embeddings `set` and `transformer` read it: the last number is the mask
 

@@ -11,6 +11,11 @@ model's makes log p(x|theta) too small, smaller noise too large. m and C are mea
 replicates, the other half is ranked. An offset that the simulator draws anew each time is one wide direction of C, in
 which any offset is near; all others are as narrow as without it.
 
+Both sides are looked at in canonical form (`simulators.protocol.canonical`): what no likelihood
+sees, such as an offset that is marginalised, and what stands in absent slots cannot make data look
+strange. Replicates that failed are left out and counted; where too few remain, or one observation's
+own numbers cannot be worked with, its p-value is NaN with a reason, and no other's.
+
 x has served twice, for the draws and for the check: for honest observations the p-values are not uniform but crowd
 around 1/2 (Bayarri and Berger 2000), the more so the more parameters there are for each number of x. A flag at level
 alpha is raised by honest observations less often than alpha.
@@ -18,26 +23,20 @@ alpha is raised by honest observations less often than alpha.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pipeline.diagnostics.replicates import first_line, replicate, rows_at_once
 from pipeline.errors import InputError
 from pipeline.estimators.standardize import same_to
 from pipeline.estimators.whitening import fit_whitening
-from simulators.protocol import (
-    Data,
-    Simulator,
-    context_of,
-    data_observables,
-    has_likelihood,
-    log_likelihood,
-)
+from pipeline.interrupt import Interrupted
+from simulators.one_form import in_one_form
+from simulators.protocol import Data, Simulator, canonical, data_observables, has_likelihood, log_likelihood
 
-BLOCK_NUMBERS = 2_000_000
-"""Numbers of replicated data that exist at once: 16 MB an array."""
 LEAST_REPLICATES = 1_000
 """So many replicates of each observation by default: p-values reach down to 0.002."""
 LEAST_WIDTH = 1e-5
@@ -53,10 +52,26 @@ class PredictiveCheck:
         p_value: (N,) float64 each: `log_likelihood`, two-sided, NaN for a simulator without likelihood; and under the
             name of each data observable, small where x is far from its replicates.
         replicates: of each observation, S. No p-value is below 2 / (S + 1), the number of points that can be ranked.
+        failed: replicates of each observation that are left out since their simulation failed,
+            (N,).
+        reason: of each observation, why a p-value that should be there is NaN, in one sentence; ""
+            where all are.
     """
 
     p_value: Mapping[str, Tensor]
     replicates: int
+    failed: Tensor
+    reason: tuple[str, ...]
+
+    @classmethod
+    def joined(cls, parts: Sequence[PredictiveCheck]) -> PredictiveCheck:
+        """The observations of all parts, one part after the other."""
+        return cls(
+            {name: torch.cat([p.p_value[name] for p in parts]) for name in parts[0].p_value},
+            parts[0].replicates,
+            torch.cat([p.failed for p in parts]),
+            tuple(reason for p in parts for reason in p.reason),
+        )
 
 
 @torch.no_grad()
@@ -70,7 +85,8 @@ def predictive_check(
 ) -> PredictiveCheck:
     """Check observations against data replicated from their posteriors.
 
-    Observing conditions are those of each observation, and are never drawn anew.
+    Observing conditions are those of each observation, and are never drawn anew. Nothing that
+    happens to one observation changes what is said of another, nor ends the check.
 
     Args:
         simulator: of x.
@@ -92,51 +108,73 @@ def predictive_check(
     if replicates < 8:  # half of them must have a covariance
         raise InputError(f"predictive check: expected at least 8 replicates, got {replicates}; raise least_replicates")
     theta = theta[torch.arange(replicates, device=theta.device) % draws]
-    numbers = sum(x[o.name][0].numel() for o in simulator.observables)
-    block = max(1, BLOCK_NUMBERS // (replicates * numbers))
-    parts = [
-        _check_block(simulator, theta[:, i : i + block], {k: v[i : i + block] for k, v in x.items()}, generator)
-        for i in range(0, count, block)
-    ]
-    return PredictiveCheck({name: torch.cat([p[name] for p in parts]) for name in parts[0]}, replicates)
+    x = in_one_form(simulator, x)
+    block = max(1, rows_at_once(simulator, x) // replicates)
+    starts = range(0, count, block)
+    return PredictiveCheck.joined(
+        [_check_block(simulator, theta[:, i : i + block], _rows(x, i, i + block), generator) for i in starts]
+    )
+
+
+def _rows(x: Mapping[str, Tensor], start: int, stop: int) -> Data:
+    return {name: values[start:stop] for name, values in x.items()}
 
 
 def _check_block(
     simulator: Simulator, theta: Tensor, x: Mapping[str, Tensor], generator: torch.Generator
-) -> dict[str, Tensor]:
-    """p-values of a few observations, whose replicates fit into memory together."""
-    replicated = replicate(simulator, theta, x, generator=generator)
-    p_value = {LOG_LIKELIHOOD: likelihood_p_value(simulator, theta, x, replicated)}
-    for observable in data_observables(simulator):
-        observed = x[observable.name].flatten(1)
-        observed = observed if observed.is_floating_point() else observed.double()
-        drawn = replicated[observable.name].flatten(2).to(observed.dtype)  # both as files hold them
-        p_value[observable.name] = torch.stack(
-            [distance_p_value(observed[n], drawn[:, n]) for n in range(len(observed))]
-        )
-    return p_value
+) -> PredictiveCheck:
+    """A few observations whose replicates fit into memory; each by itself where something raises."""
+    replicates, count = theta.shape[:2]
+    try:
+        return _examine(simulator, theta, x, generator)
+    except Interrupted:
+        raise
+    except Exception as error:
+        if count == 1:
+            nothing = torch.full((1,), torch.nan, dtype=torch.float64, device=theta.device)
+            names = (LOG_LIKELIHOOD, *(o.name for o in data_observables(simulator)))
+            reason = f"predictive check: {type(error).__name__}: {first_line(error)}"
+            none = torch.zeros(1, dtype=torch.long, device=theta.device)
+            return PredictiveCheck(dict.fromkeys(names, nothing), replicates, none, (reason,))
+    alone = [_check_block(simulator, theta[:, n : n + 1], _rows(x, n, n + 1), generator) for n in range(count)]
+    return PredictiveCheck.joined(alone)
 
 
-def replicate(simulator: Simulator, theta: Tensor, x: Mapping[str, Tensor], *, generator: torch.Generator) -> Data:
-    """Data drawn anew for theta (S, N, D) under the observing conditions of x: every observable, (S, N, ...).
-
-    Simulated in pieces of about BLOCK_NUMBERS numbers.
-    """
-    count, dimension = theta.shape[1:]
-    numbers = sum(x[o.name][0].numel() for o in simulator.observables)
-    piece = max(1, BLOCK_NUMBERS // (count * numbers))
-    context = context_of(simulator, x)
-    parts = []
-    for some in theta.split(piece):
-        repeated = {k: v.expand(len(some), *v.shape).flatten(0, 1) for k, v in context.items()}
-        # without any context observable there is no design to draw, and None is what simulators expect
-        drawn = simulator.simulate(some.reshape(-1, dimension), repeated or None, generator=generator)
-        parts.append({k: v.reshape(len(some), count, *v.shape[1:]) for k, v in drawn.items()})
-    return {o.name: torch.cat([p[o.name] for p in parts]) for o in simulator.observables}
+def _examine(
+    simulator: Simulator, theta: Tensor, x: Mapping[str, Tensor], generator: torch.Generator
+) -> PredictiveCheck:
+    """p-values of observations none of which raises."""
+    replicates, count = theta.shape[:2]
+    drawn = replicate(simulator, theta, x, generator=generator)
+    enough, good = drawn.enough, drawn.good
+    likelihood = likelihood_p_value(simulator, theta, x, drawn.x, good=good)
+    p_value = {LOG_LIKELIHOOD: torch.where(enough, likelihood, torch.nan)}
+    observed = canonical(simulator, x)
+    rows = canonical(simulator, {name: values.flatten(0, 1) for name, values in drawn.x.items()})
+    for name in (o.name for o in data_observables(simulator)):
+        point = observed[name].reshape(count, -1)
+        point = point if point.is_floating_point() else point.double()
+        cloud = rows[name].reshape(replicates, count, -1).to(point.dtype)  # both as files hold them
+        found = [distance_p_value(point[n], cloud[good[:, n], n]) if enough[n] else torch.nan for n in range(count)]
+        p_value[name] = torch.as_tensor(found, dtype=torch.float64, device=theta.device)
+    reasons = [""] * count
+    for n in range(count):
+        if not enough[n]:
+            reasons[n] = (
+                f"predictive check: {int(drawn.failed[n])} of {replicates} replicates failed, too few are left: {drawn.why[n]}"
+            )
+        elif has_likelihood(simulator) and bool(likelihood[n].isnan()):
+            reasons[n] = "predictive check: log_likelihood is NaN at every draw"
+    return PredictiveCheck(p_value, replicates, drawn.failed, tuple(reasons))
 
 
 def likelihood_p_value(
-    simulator: Simulator, theta: Tensor, x: Mapping[str, Tensor], replicated: Mapping[str, Tensor]
+    simulator: Simulator,
+    theta: Tensor,
+    x: Mapping[str, Tensor],
+    replicated: Mapping[str, Tensor],
+    *,
+    good: Tensor | None = None,
 ) -> Tensor:
     r"""Two-sided p-value of log p(x|theta) among replicates, (N,): $2 \min(P_\le, P_\ge)$, at most 1.
 
@@ -148,6 +186,7 @@ def likelihood_p_value(
         theta: (S, N, D).
         x: (N, ...) each.
         replicated: (S, N, ...) each, one replicate for each draw.
+        good: which replicates count, (S, N); default: all.
     """
     draws, count = theta.shape[:2]
     if not has_likelihood(simulator):
@@ -155,7 +194,7 @@ def likelihood_p_value(
     observed = log_likelihood(simulator, theta, x)
     rows = {k: v.flatten(0, 1) for k, v in replicated.items()}
     expected = log_likelihood(simulator, theta.flatten(0, 1), rows).reshape(draws, count)
-    known = ~(observed.isnan() | expected.isnan())
+    known = ~(observed.isnan() | expected.isnan()) & (good if good is not None else True)
     total = known.sum(0).double() + 1
     below = ((expected <= observed) & known).sum(0) + 1
     above = ((expected >= observed) & known).sum(0) + 1

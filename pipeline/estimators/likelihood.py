@@ -296,6 +296,6 @@ def mixture(members: Tensor) -> Tensor:
 
 def context_numbers(simulator: Simulator, x: Mapping[str, Tensor]) -> Tensor:
     """Observing conditions of N observations, flattened, (N, C), float64; C = 0 where there are none."""
-    parts = [x[o.name].flatten(1).double() for o in simulator.observables if o.role == "context"]
+    parts = [x[o.name].reshape(len(x[o.name]), -1).double() for o in simulator.observables if o.role == "context"]
     rows = next(iter(x.values()))
     return torch.cat(parts, dim=1) if parts else torch.zeros(len(rows), 0, dtype=torch.float64, device=rows.device)

@@ -30,8 +30,10 @@ from pipeline.estimators.typicality import PREFIX, Typicality
 from pipeline.schema import SCHEMA, SETTINGS, STAGE
 from pipeline.settings import CaseSettings
 from pipeline.store import read_safetensors, write_safetensors
+from simulators.one_form import in_one_form
 from simulators.priors import IndependentPrior, prior_of, to_device
 from simulators.protocol import Data, Simulator, feature_shape
+from simulators.returned import real_tensor
 
 if TYPE_CHECKING:
     from pipeline.estimators.weighted_posterior import WeightedPosterior
@@ -75,16 +77,20 @@ class Posterior:
             ValueError: a packed x whose width is not that of the simulator's observables.
         """
         if not isinstance(x, Tensor):
-            return {o.name: torch.as_tensor(x[o.name]).to(self.device) for o in self.simulator.observables}
+            given = {
+                o.name: real_tensor(x[o.name], f"x: {o.name!r}").to(self.device) for o in self.simulator.observables
+            }
+            return in_one_form(self.simulator, given)
         only = self.simulator.observables[0] if len(self.simulator.observables) == 1 else None
         if only is not None and tuple(x.shape) in (only.shape, (len(x), *only.shape)):  # an image, say, as sbi keeps it
-            return {only.name: x.reshape(-1, *only.shape).to(self.device)}
-        packed = x if x.dim() > 1 else x[None]
+            return {only.name: real_tensor(x, "x").reshape(-1, *only.shape).to(self.device)}
+        packed = real_tensor(x if x.dim() > 1 else x[None], "x")
         sizes = [int(torch.Size(o.shape).numel()) for o in self.simulator.observables]
         if packed.shape[1] != sum(sizes):
             raise ValueError(f"x: expected {sum(sizes)} numbers a row, got {packed.shape[1]}")
         parts = packed.to(self.device).split(sizes, dim=1)
-        return {o.name: p.reshape(-1, *o.shape) for o, p in zip(self.simulator.observables, parts, strict=True)}
+        given = {o.name: p.reshape(-1, *o.shape) for o, p in zip(self.simulator.observables, parts, strict=True)}
+        return in_one_form(self.simulator, given)
 
     @torch.no_grad()
     def condition(self, x: Mapping[str, Tensor] | Tensor) -> Condition:

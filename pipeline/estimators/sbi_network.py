@@ -120,7 +120,7 @@ class SbiNetwork(nn.Module):
         if self.reads == "features":
             numbers = network_features(simulator, x)
         else:
-            numbers = torch.cat([x[o.name].flatten(1) for o in simulator.observables], dim=1)
+            numbers = torch.cat([x[o.name].reshape(len(x[o.name]), -1) for o in simulator.observables], dim=1)
         if numbers.shape[1] != self.features:
             raise InputError(
                 f"simulator {simulator.name!r} gives {numbers.shape[1]} numbers of x ({self.reads}), the sbi network "

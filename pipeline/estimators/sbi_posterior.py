@@ -27,7 +27,7 @@ from pipeline.estimators.standardize import location_and_scale
 from pipeline.settings import CaseSettings
 from pipeline.store import content_key, stamp, write_safetensors
 from simulators.priors import prior_of, sample
-from simulators.protocol import Simulator
+from simulators.protocol import Simulator, simulate
 
 if TYPE_CHECKING:
     from sbi.inference.posteriors.base_posterior import NeuralPosterior
@@ -164,7 +164,7 @@ def _check_sizes(network: SbiNetwork, simulator: Simulator) -> None:
         )
     stream = torch.Generator().manual_seed(0)
     theta = sample(prior_of(simulator), 1, stream)
-    network.read(simulator, simulator.simulate(theta, generator=stream))
+    network.read(simulator, simulate(simulator, theta, generator=stream))
     _check_digits(simulator)
 
 
@@ -195,7 +195,7 @@ def _check_rebuilt(network: SbiNetwork, architecture: SbiArchitecture, simulator
         ) from None
     stream = torch.Generator().manual_seed(0)
     theta = sample(prior_of(simulator), SIMULATIONS, stream)
-    x = simulator.simulate(theta, generator=stream)
+    x = simulate(simulator, theta, generator=stream)
     condition = network.condition(network.read(simulator, x))
     points = torch.cat([network.draw(condition, DRAWS, generator=stream)[0], theta[None].float()])
     given, again = network.log_q(points, condition), rebuilt.log_q(points, condition)

@@ -181,7 +181,7 @@ def numbers_of(kind: str, simulator: Simulator, x: Mapping[str, Tensor]) -> Tens
         return network_features(simulator, x)
     if kind == "features":
         return network_features(simulator, x).double()
-    return torch.cat([x[o.name].flatten(1).double() for o in data_observables(simulator)], dim=1)
+    return torch.cat([x[o.name].reshape(len(x[o.name]), -1).double() for o in data_observables(simulator)], dim=1)
 
 
 def chosen_kind(settings: SummarySettings, simulator: Simulator) -> str:

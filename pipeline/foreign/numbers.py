@@ -116,6 +116,8 @@ def field_numbers(
 ) -> Numbers:
     """One array as numbers in the observable's unit; NaN where it is missing."""
     name = f"{where}: {field.name}"
+    if np.iscomplexobj(field.values) or (field.ragged and any(np.iscomplexobj(row) for row in field.values)):
+        raise InputError(f"{name} is complex, expected real numbers: give real and imaginary part as two columns")
     factor = 1.0 if codes else _factor(field, want, observable, name)
     if field.ragged:
         rows = [np.asarray(row, dtype=np.float64).ravel() for row in field.values]

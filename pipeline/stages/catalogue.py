@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.stages.observed import load_observation
+from pipeline.stages.observed import load_observation, one_form_of
 from pipeline.store import DataSet, is_data_file, open_hdf5, read_data
 from simulators.protocol import Observable, Simulator
 
@@ -44,7 +44,7 @@ def open_catalogue(simulator: Simulator, path: Path) -> Catalogue:
     observables = simulator.observables
 
     def read(start: int, stop: int) -> DataSet:
-        return read_data(path, observables=observables, rows=slice(start, stop))
+        return one_form_of(simulator, read_data(path, observables=observables, rows=slice(start, stop)))
 
     total = _rows(path, observables)
     step = max(1, int(CHECK_BYTES // (8 * sum(int(np.prod(o.shape)) for o in observables))))

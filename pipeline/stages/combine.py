@@ -39,7 +39,7 @@ from simulators.priors import prior_of
 from simulators.protocol import Data, has_likelihood, log_likelihood
 
 STAGE_NAME = "combine"
-VERSION = 2
+VERSION = 3
 ROWS = 1_024
 """Rows whose likelihood is evaluated at once: with BLOCK points at once, bounds memory for any N."""
 

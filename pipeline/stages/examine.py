@@ -49,12 +49,13 @@ def examine(
         typical, no_typicality = typicality.get(n, (None, ""))
         figures, no_figures = surrogate.get(n, (None, ""))
         p_values, no_p_values = predictive.get(n, (None, ""))
+        values, failed, reason = p_values or ({}, float("nan"), "")
         note = joined(
+            reason,
             no_typicality and f"typicality could not be judged ({no_typicality})",
             no_figures and f"the learned likelihood could not be checked ({no_figures})",
             no_p_values and f"no predictive check ({no_p_values})",
         )
-        values, failed = p_values or ({}, float("nan"))
         examined.append(Examination(float("nan") if typical is None else typical, values, failed, figures or {}, note))
     return examined
 
@@ -80,7 +81,7 @@ class _Checks:
         )
         return [{name: float(values[i]) for name, values in figures.items()} for i in range(len(rows))]
 
-    def predictive(self, rows: Sequence[int]) -> list[tuple[dict[str, float], float]]:
+    def predictive(self, rows: Sequence[int]) -> list[tuple[dict[str, float], float, str]]:
         simulator, count = self.posterior.simulator, min(self.settings.predictive_draws, self.settings.draws)
         check = predictive_check(
             simulator,
@@ -90,4 +91,7 @@ class _Checks:
             least_replicates=self.settings.predictive_draws,  # at least this many are replicated
         )
         names = ("log_likelihood", *(o.name for o in data_observables(simulator)))
-        return [({name: float(check.p_value[name][i]) for name in names}, 0.0) for i in range(len(rows))]
+        return [
+            ({name: float(check.p_value[name][i]) for name in names}, float(check.failed[i]), check.reason[i])
+            for i in range(len(rows))
+        ]

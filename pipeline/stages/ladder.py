@@ -101,13 +101,23 @@ class _Ladder:
         condition = self.posterior.condition(self.x)
         weighted, amortized = self._amortized(condition)
         proposal = proposal_of(self.posterior, condition, self.settings)
+        held = self.posterior.held(self.x).tolist()
         outcomes = []
         for n, (draws, evidence) in enumerate(zip(weighted, amortized, strict=True)):
             count = len(draws.log_q)
-            verdict, note = verdict_of(evidence, self.settings, count), why_unsound(evidence, count)
-            kept = proposal.row(n) if n in searched else None
             outcomes.append(
-                Outcome(verdict, kept, draws.theta[:0, 0], draws, evidence, evidence, 0.0, count, note=note)
+                Outcome(
+                    verdict=verdict_of(evidence, self.settings, count),
+                    proposal=proposal.row(n) if n in searched else None,
+                    theta=draws.theta[:0, 0],
+                    proposals=draws,
+                    evidence=evidence,
+                    amortized=evidence,
+                    repeated_fraction=0.0,
+                    likelihood_calls=count,
+                    note=joined(why_unsound(evidence, count), _words_of_held(held[n])),
+                    inputs_held=held[n],
+                )
             )
         self._refine(condition, outcomes)
         found = self._search(condition, outcomes)
@@ -218,10 +228,16 @@ class _Ladder:
                 advance(1)
 
 
+def _words_of_held(count: float) -> str:
+    return (
+        f"{count:.0f} numbers of x lie far outside training and were held at its bound for the network" if count else ""
+    )
+
+
 def _after_refinement(before: Outcome, repair: Repair, settings: InferSettings) -> Outcome:
     count = len(repair.draws.log_q)
     why = why_rejected(repair.evidence, before.amortized, settings, draws=count, missed=repair.missed)
-    after = replace(before, likelihood_calls=before.likelihood_calls + repair.calls, note=why)
+    after = replace(before, likelihood_calls=before.likelihood_calls + repair.calls, note=joined(before.note, why))
     repaired = replace(after, proposal=repair.proposal, proposals=repair.draws, evidence=repair.evidence)
     if not why:
         return replace(repaired, verdict="refined")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,9 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.store import DataSet, is_data_file, open_hdf5, read_data
+from simulators.one_form import in_one_form
 from simulators.protocol import Simulator, read_observation
+from simulators.returned import read_of
 
 if TYPE_CHECKING:
     from pipeline.stages.run import Run
@@ -25,22 +28,24 @@ def load_observation(simulator: Simulator, path: Path) -> DataSet:
     if not path.exists():
         raise InputError(f"{path}: no such file")
     if is_data_file(path):
-        return read_data(path, observables=simulator.observables)
+        return one_form_of(simulator, read_data(path, observables=simulator.observables))
     try:
         x, ids = read_observation(simulator, path)
     except (ValueError, OSError) as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     if len(ids) == 0:
         raise InputError(f"{path}: has no rows")
+    x = in_one_form(simulator, read_of(simulator, x, rows=len(ids), source=str(path)))
     for o in simulator.observables:
-        expected = (len(ids), *o.shape)
-        if o.name not in x or tuple(x[o.name].shape) != expected:
-            got = tuple(x[o.name].shape) if o.name in x else "nothing"
-            raise InputError(f"{path}: read_observation gave {got} for {o.name!r}, expected shape {expected}")
         bad = int((~torch.isfinite(x[o.name])).sum())
         if bad:
             raise InputError(f"{path}: {o.name}: {bad} of {x[o.name].numel()} values are NaN or infinite")
     return DataSet(x, None, tuple(ids))
+
+
+def one_form_of(simulator: Simulator, data: DataSet) -> DataSet:
+    """The same observations, as `simulators.one_form` has them."""
+    return replace(data, x=in_one_form(simulator, data.x))
 
 
 def inferred_observation(run: Run, inference: Path) -> DataSet:

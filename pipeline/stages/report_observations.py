@@ -24,7 +24,7 @@ from pipeline.stages.plot import catalogue_of_file, relative_weight
 from pipeline.stages.run import Run
 from pipeline.store import open_hdf5
 from pipeline.tables.inference_reader import InferenceFile, open_inference
-from simulators.protocol import Data, ImageView, Observable, PredictiveView, context_of, data_observables
+from simulators.protocol import Data, ImageView, Observable, PredictiveView, context_of, data_observables, simulate
 
 MOST_LISTED = 20
 """Observations of which a page says everything; a longer catalogue shows as many that most need a look."""
@@ -193,7 +193,7 @@ def _predictive_figure(run: Run, theta: Array, n: int) -> Any:
     draws = _spread(theta)
     context = {k: v.expand(len(draws), *v.shape[1:]) for k, v in context_of(run.simulator, x).items()}
     stream = generator(run.case.seed, "report-predictive", n)
-    replicated = run.simulator.simulate(draws, context or None, generator=stream)[observable.name]
+    replicated = simulate(run.simulator, draws, context or None, generator=stream)[observable.name]
     by_name = {o.name: o for o in run.simulator.observables}
     axis = by_name[observable.against] if observable.against else None
     there = x[observable.present][0] > 0.5 if observable.present else torch.ones(observable.shape, dtype=torch.bool)

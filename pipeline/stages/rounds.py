@@ -30,9 +30,9 @@ from pipeline.stages.run import Run
 from pipeline.stages.train import train
 from pipeline.store import complete_or_absent, content_key, input_digest, open_hdf5, read_key, stamp, write_data
 from simulators.priors import sample
-from simulators.protocol import context_of
+from simulators.protocol import context_of, simulate
 
-VERSION = 1
+VERSION = 2
 FROM_Q, BROADER = 0.8, 0.5
 BLOCK = 4_096
 """Simulations between two points at which a run may stop."""
@@ -99,7 +99,7 @@ def simulate_round(run: Run) -> Path:
     with progress_bar(f"round {run.round}", count) as advance:
         for some in theta.split(BLOCK):
             repeated = {k: v.expand(len(some), *v.shape[1:]) for k, v in context.items()}
-            parts.append(run.simulator.simulate(some, repeated or None, generator=stream))
+            parts.append(simulate(run.simulator, some, repeated or None, generator=stream))
             advance(len(some))
     x = {o.name: torch.cat([p[o.name] for p in parts]) for o in run.simulator.observables}
     bad = sum(int((~v.isfinite()).sum()) for v in x.values())

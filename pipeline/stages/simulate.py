@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.progress import Advance, console, progress_bar
+from pipeline.rng import generator
+from pipeline.stages.contract import need_one_stream
 from pipeline.stages.link import forget_what_lost_its_shards, link, need_all
 from pipeline.stages.run import Run, StageKey, begin, finish
 from pipeline.stages.shard import (
@@ -25,6 +27,7 @@ from pipeline.stages.shard import (
 from pipeline.stages.simulation_workers import cores, make_in_workers
 from pipeline.store import write_text
 from simulators.failures import FailureCode
+from simulators.priors import sample
 
 HELD_OUT = "held_out"
 ADDED = "added.json"
@@ -117,6 +120,12 @@ def _make_missing(run: Run, shards: Sequence[Shard], key: str, workers: int | No
     folder = run.folder / FOLDER
     missing = [s for s in shards if shard_report(folder / s.name, s, key) is None]
     total = sum(s.rows for s in shards)
+    if missing:
+        need_one_stream(
+            run.simulator,
+            sample(run.proposal, 2, generator(run.case.seed, "contract", device=run.device)),
+            seed=run.case.seed,
+        )
 
     def done(report: ShardReport) -> None:
         _refuse_where_most_fail(run, report)

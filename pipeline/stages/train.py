@@ -16,7 +16,8 @@ from pipeline.estimators.network import NetworkInput, PosteriorNetwork
 from pipeline.estimators.posterior import Posterior, new_network
 from pipeline.estimators.typicality import Typicality, reference_of
 from pipeline.progress import console
-from pipeline.rng import derived_seed
+from pipeline.rng import derived_seed, generator
+from pipeline.stages.contract import need_one_stream
 from pipeline.stages.run import Run, StageKey, begin, finish, need_same_settings
 from pipeline.stages.simulate import HELD_OUT
 from pipeline.store import open_hdf5, write_text
@@ -31,7 +32,7 @@ from pipeline.training.storage import load, storage_of, stored_simulations
 from pipeline.training.stream import StreamedSet
 from pipeline.training.together import together
 from simulators.noise_free import WithSignal
-from simulators.priors import to_device
+from simulators.priors import sample, to_device
 from simulators.protocol import Simulator
 
 VERSION = 6
@@ -110,6 +111,8 @@ def _source(
 ) -> Source:
     """Where training pairs come from."""
     if run.case.train.data == "online":
+        stream = generator(run.case.seed, "contract", device=run.device)
+        need_one_stream(run.simulator, sample(proposal, 2, stream), seed=run.case.seed)
         return FreshSimulations(run.model, prior, proposal, run.device)
     if run.case.train.noise == "fresh":
         return FreshNoise(stored, stored_signals(run))

@@ -79,6 +79,8 @@ def observable_column(path: Path, file: h5py.File, observable: Observable) -> Co
 
 
 def _check(dataset: h5py.Dataset, shape: tuple[int, ...], name: str) -> None:
+    if dataset.dtype.kind == "c":
+        raise InputError(f"{name} is complex, expected real numbers: store real and imaginary part as two observables")
     if dataset.dtype.kind not in "fiub":
         raise InputError(f"{name}: expected numbers, got {dataset.dtype}")
     if dataset.ndim != len(shape) + 1 or dataset.shape[1:] != shape:

@@ -17,6 +17,7 @@ from pipeline.errors import InputError
 from pipeline.schema import SCHEMA, SCHEMA_VERSION
 from pipeline.store.columns import Column, observable_column, theta_column
 from pipeline.store.hdf5 import as_text, checked_text, create_dataset, open_hdf5, write_hdf5
+from simulators.one_form import filled
 from simulators.protocol import Data, Observable, Parameter
 
 OTHER_OPEN_FILES = 256
@@ -123,7 +124,8 @@ def read_data(
 ) -> DataSet:
     """Read a data file, checked against what the simulator declares; units are converted.
 
-    Rows of failed simulations are NaN in x and marked in `failed`; any other NaN is refused.
+    Absent slots have one value (`simulators.one_form`). Rows of failed simulations are NaN in x
+    and marked in `failed`; any other NaN is refused.
 
     Args:
         rows: which rows; all of them by default.
@@ -139,8 +141,8 @@ def read_data(
         _check_virtual_sources(path, file)
         try:
             failed = _read_failed(path, file, rows)
-            x = {o.name: _read_column(path, file, observable_column(path, file, o), rows, failed) for o in observables}
-            theta = _read_column(path, file, theta_column(path, file, parameters), rows) if parameters else None
+            x = {o.name: _read_column(file, observable_column(path, file, o), rows) for o in observables}
+            theta = _read_column(file, theta_column(path, file, parameters), rows) if parameters else None
             raw_ids = _read_ids(path, file, rows)
         except OSError as error:
             raise InputError(f"{path}: damaged: a checksum or a read failed ({error})") from None
@@ -159,6 +161,11 @@ def read_data(
         raise InputError(f"{path}: /id: {next(i for i in ids if ids.count(i) > 1)!r} stands for more than one row")
     if failed is not None and len(failed) != count:
         raise InputError(f"{path}: /failed has {len(failed)} rows, /x has {count}")
+    x = filled(observables, x)
+    for name, values in x.items():
+        _need_finite(path, f"x/{name}", values, failed)
+    if theta is not None:
+        _need_finite(path, "theta", theta)
     return DataSet(x, theta, ids, failed)
 
 
@@ -214,14 +221,16 @@ def _read_failed(path: Path, file: h5py.File, rows: slice) -> Tensor | None:
     return torch.from_numpy(np.asarray(dataset[rows]))
 
 
-def _read_column(path: Path, file: h5py.File, column: Column, rows: slice, failed: Tensor | None = None) -> Tensor:
-    """Rows in the declared units, finite but where they failed."""
+def _read_column(file: h5py.File, column: Column, rows: slice) -> Tensor:
+    """Rows in the declared units."""
     dataset: Any = file[column.name]
-    values = torch.from_numpy(np.asarray(dataset[rows], dtype=np.float64))
-    finite = torch.isfinite(values)
-    if failed is not None and len(failed) == len(values):
-        finite[failed != 0] = True
-    bad = int((~finite).sum())
-    if bad:
-        raise InputError(f"{path}: /{column.name}: {bad} of {values.numel()} values are NaN or infinite")
-    return column.converted(values)
+    return column.converted(torch.from_numpy(np.asarray(dataset[rows], dtype=np.float64)))
+
+
+def _need_finite(path: Path, name: str, values: Tensor, failed: Tensor | None = None) -> None:
+    """Refuse NaN and infinite numbers but in rows that failed."""
+    bad = ~values.isfinite()
+    if failed is not None:
+        bad[failed != 0] = False
+    if bool(bad.any()):
+        raise InputError(f"{path}: /{name}: {int(bad.sum())} of {values.numel()} values are NaN or infinite")

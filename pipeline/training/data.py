@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pipeline.errors import InputError
 from pipeline.estimators.network import NetworkInput, network_input
 from pipeline.rng import generator
 from pipeline.training.processes import ALONE, Processes
 from simulators.noise_free import WithSignal
 from simulators.priors import sample
-from simulators.protocol import Data, Simulator, likelihood_data
+from simulators.protocol import Data, Simulator, likelihood_data, simulate
 
 HEAD_ROWS = 16_384
 """First simulations, on which the network is standardised, and with which observations are compared, where not all of
@@ -310,7 +311,12 @@ class _FreshBatches:
         s = self.source
         stream = generator(self.seed, f"{self.stage}-fresh", step, device=s.device)
         theta = sample(s.proposal, self.batch, stream)
-        x = s.simulator.simulate(theta, None, generator=stream)
+        x = simulate(s.simulator, theta, generator=stream)
+        for name, values in x.items():
+            if not bool(values.sum(dtype=torch.float64).isfinite()):
+                raise InputError(
+                    f"train.data: online: simulator {s.simulator.name!r} failed, {name!r} is NaN or infinite: use stored simulations, data: file"
+                )
         own = {k: self.processes.own(v) for k, v in x.items()}
         theta = self.processes.own(theta)
         return training_set(s.simulator, theta, own, prior=s.prior, proposal=s.proposal, device=s.device)

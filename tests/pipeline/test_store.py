@@ -711,3 +711,52 @@ def test_what_is_no_safetensors_file_is_one_line(path: Path, tmp_path: Path) -> 
         assert refused(file, function).startswith("not a safetensors file, or a truncated one")
         assert refused(path, function).startswith("not a safetensors file, or a truncated one")
         assert refused(tmp_path / "none.safetensors", function) == "no such file"
+
+
+MASKED = (
+    Observable("time", (4,), "d", role="context"),
+    Observable("present", (4,), role="context"),
+    Observable("flux", (4,), "mJy", against="time", present="present"),
+)
+
+
+def test_absent_slots_have_one_value_whatever_the_file_has(tmp_path: Path) -> None:
+    """What `ingest`, a simulator and a hand-made file leave there: a neighbour, zero, NaN."""
+    present = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0]])
+    read_ones = []
+    for i, filler in enumerate((46.0, 0.0, float("nan"))):
+        x = {
+            "time": torch.tensor([[1.0, 2.0, 3.0, 4.0]] * 2),
+            "present": present,
+            "flux": torch.tensor([[5.0, 6.0, 7.0, 8.0]] * 2),
+        }
+        x = {k: v if k == "present" else torch.where(present > 0, v, filler) for k, v in x.items()}
+        store.write_data(tmp_path / f"{i}.h5", observables=MASKED, x=x)
+        read_ones.append(store.read_data(tmp_path / f"{i}.h5", observables=MASKED).x)
+    assert all(torch.equal(one[k], read_ones[0][k]) for one in read_ones for k in one)
+    assert read_ones[0]["flux"].tolist() == [[5, 0, 7, 0], [0, 6, 7, 8]]
+    assert read_ones[0]["time"].tolist() == [[1, 1, 3, 1], [2, 2, 3, 4]]
+
+
+def test_missing_numbers_that_no_mask_covers_are_refused(tmp_path: Path) -> None:
+    x = {"time": torch.ones(1, 4), "present": torch.ones(1, 4), "flux": torch.full((1, 4), torch.nan)}
+    store.write_data(tmp_path / "a.h5", observables=MASKED, x=x)
+    with pytest.raises(InputError, match=r"/x/flux: 4 of 4 values are NaN or infinite"):
+        store.read_data(tmp_path / "a.h5", observables=MASKED)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint16, bool, np.float32, ">f8"])
+def test_numbers_of_any_real_type_are_read(dtype: str, tmp_path: Path) -> None:
+    observable = Observable("n", (2,))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x/n", data=np.array([[1, 0]], dtype=dtype)).attrs["unit"] = ""
+    x = store.read_data(tmp_path / "a.h5", observables=[observable]).x["n"]
+    assert x.dtype == torch.float64
+    assert x.tolist() == [[1, 0]]
+
+
+def test_complex_numbers_are_refused_and_not_halved(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x/n", data=np.array([[1 + 2j, 0]])).attrs["unit"] = ""
+    with pytest.raises(InputError, match=r"/x/n is complex, expected real numbers: store real and imaginary part"):
+        store.read_data(tmp_path / "a.h5", observables=[Observable("n", (2,))])

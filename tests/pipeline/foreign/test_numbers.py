@@ -95,3 +95,7 @@ def test_elements_from_several_columns() -> None:
     assert "no column matches 'g*'" in refused(file, "g*")
     assert "no column or array 'g'" in refused(file, "f0,g")
     assert "no column or array 'f_nam'; did you mean 'f_name'" in refused(file, "f_nam")
+
+
+def test_complex_columns_are_refused_and_not_halved() -> None:
+    assert "is complex, expected real numbers" in refused(one([1 + 2j, 0, 1], "m / s"))

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from pipeline.errors import InputError
 from pipeline.estimators.network import NetworkInput, network_input
 from pipeline.training.data import FreshSimulations, StoredBatches, TrainingSet, training_set
 from pipeline.training.processes import Processes
 from simulators.linear_gaussian import LinearGaussian
 from simulators.priors import IndependentPrior, prior_of
+from simulators.protocol import Data
 
 CPU = torch.device("cpu")
 
@@ -138,6 +140,17 @@ def test_fresh_simulations_are_new_at_every_step_and_a_function_of_it() -> None:
     torch.testing.assert_close(rows.log_importance, prior.log_prob(rows.theta) - wide.log_prob(rows.theta))
     residual = (rows.x["x"] - simulator.mean(rows.theta)) / simulator.noise_scale
     assert abs(float(residual.std()) - 1) < 5 / (2 * residual.numel()) ** 0.5
+
+
+def test_a_fresh_simulation_that_fails_is_said_and_not_trained_on() -> None:
+    class Failing(LinearGaussian):
+        def simulate(self, theta: Tensor, context: object = None, *, generator: torch.Generator) -> Data:
+            return {"x": super().simulate(theta, generator=generator)["x"].log()}
+
+    simulator = Failing(dimension=2)
+    source = FreshSimulations(simulator, prior_of(simulator), prior_of(simulator), CPU)
+    with pytest.raises(InputError, match=r"train.data: online: simulator 'linear_gaussian' failed, 'x' is NaN"):
+        source.batches(100, seed=1, stage="train-0")[0]
 
 
 def test_processes_share_fresh_simulations() -> None:
