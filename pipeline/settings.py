@@ -268,6 +268,14 @@ class InferSettings(Settings):
         default=0.05,
         description="with a learned likelihood: share of draws outside what was simulated above which the certificate says so",
     )
+    surrogate_check: Annotated[int, Field(ge=0)] = Field(
+        default=400,
+        description="with a learned likelihood: simulations at the delivered draws of each observation, against draws of the learned likelihood; 0: not checked, and the certificate says so",
+    )
+    surrogate_below: Annotated[float, Field(ge=0.001, lt=1)] = Field(
+        default=0.001,
+        description="p-value of that check below which an observation is failed, each by itself",
+    )
     memory_gb: PositiveFloat = Field(default=0.5, description="bound of what draws and weights of a part take")
     store_proposals: Literal["auto", "always", "never"] = Field(
         default="auto", description="weighted draws in the output; auto: for up to 100 observations"

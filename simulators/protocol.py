@@ -221,13 +221,17 @@ def _optional(simulator: Simulator, name: str) -> Any:
 
 
 def simulate_with_reasons(
-    simulator: Simulator, theta: Tensor, *, generator: torch.Generator
+    simulator: Simulator,
+    theta: Tensor,
+    context: Mapping[str, Tensor] | None = None,
+    *,
+    generator: torch.Generator,
 ) -> tuple[Data, dict[int, Failure]]:
-    """x of theta (N, D) under conditions of the simulator's own design, and why some rows failed, where it says so."""
+    """x of theta (N, D) under the conditions given, or of the simulator's own design, and why some rows failed, where it says so."""
     own = _optional(simulator, "simulate_with_reasons")
     if own is not None:
-        return own(theta, None, generator=generator)
-    return simulator.simulate(theta, None, generator=generator), {}
+        return own(theta, context, generator=generator)
+    return simulator.simulate(theta, context, generator=generator), {}
 
 
 def has_likelihood(simulator: Simulator) -> bool:
