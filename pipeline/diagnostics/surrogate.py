@@ -53,6 +53,36 @@ class SurrogateCheck:
     shift: Tensor
     width: Tensor
 
+    def figures(self, row: int) -> dict[str, float]:
+        """Numbers of the certificate of one observation, by their names."""
+        return {
+            "surrogate_check": float(self.p_value[row]),
+            "surrogate_failed": float(self.failed[row]),
+            "surrogate_shift": float(self.shift[row]),
+            "surrogate_width": float(self.width[row]),
+        }
+
+    def why_failed(self, row: int, *, below: float) -> str:
+        """Empty where one observation passes, or where nothing was asked; else the note of verdict `failed`.
+
+        Args:
+            row: of the observation.
+            below: p-value that fails; of each observation by itself, since a certificate must not depend on what
+                else is in its file.
+        """
+        p_value, failed = float(self.p_value[row]), float(self.failed[row])
+        if p_value != p_value and failed:
+            return (
+                f"the learned likelihood could not be checked: {failed:.0f} simulations at the delivered draws failed"
+            )
+        if not p_value < below:
+            return ""
+        return (
+            f"the learned likelihood differs from the simulator at the delivered draws (p = {p_value:.2g}): to first "
+            f"order the mean is off by {float(self.shift[row]):.1f} sd and the width is "
+            f"{float(self.width[row]):.1f} times the true one"
+        )
+
 
 @torch.no_grad()
 def surrogate_check(
