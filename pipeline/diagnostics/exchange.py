@@ -41,12 +41,14 @@ class Whitened:
     """Residuals of simulated (l = 0) and drawn numbers, along principal directions.
 
     Attributes:
-        residual: over the standard deviation given theta, (K, L + 1, E).
+        residual: over the standard deviation given theta, held within FAR of it, (K, L + 1, E).
         center: median of the L + 1 along the same directions, (K, E).
+        matrix: from v to those directions, (S, E).
     """
 
     residual: Tensor
     center: Tensor
+    matrix: Tensor
 
 
 def whitened(v: Tensor) -> Whitened:
@@ -57,13 +59,14 @@ def whitened(v: Tensor) -> Whitened:
     width = residual.abs().flatten(0, 1).median(0).values / 0.6745
     width = torch.where(width > 0, width, residual.flatten(0, 1).clamp(-1e150, 1e150).std(0))
     varies = width > 0
-    residual, center, width = residual[..., varies], center[..., varies], width[varies]
-    held = (residual / width).clamp(-FAR, FAR)
+    held = (residual[..., varies] / width[varies]).clamp(-FAR, FAR)
     flat = held.flatten(0, 1)
     values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
     use = (values > 1e-10 * values.max()).nonzero()[:, 0].flip(0)[:MOST_NUMBERS] if len(values) else values.long()
     turn = vectors[:, use] / values[use].sqrt()
-    return Whitened(held @ turn, (center / width) @ turn)
+    matrix = v.new_zeros(v.shape[2], len(use))
+    matrix[varies] = turn / width[varies, None]
+    return Whitened(held @ turn, center @ matrix, matrix)
 
 
 def whitened_theta(theta: Tensor) -> Tensor:

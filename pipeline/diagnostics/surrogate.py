@@ -141,9 +141,10 @@ def _check_one(
     drawn = draws_given(network, coordinates, conditions, DRAWN, generator=generator)
     simulated = network.summary.standardized(s + network.summary.noise(len(s), generator))[0]
     v = torch.cat([simulated[:, None], drawn], dim=1)
+    observed = network.summary.standardized(_summary_of(network, x) + network.summary.noise(1, generator))[0][0]
     log_density = log_densities(network, v, coordinates, conditions)
     raw = network.coordinates.raw(theta)
-    return exchange_p_value(v, log_density, raw, generator=generator), failed, *effect(v, raw)
+    return exchange_p_value(v, log_density, raw, generator=generator), failed, *effect(v, observed, raw)
 
 
 # ---------------------------------------------------------------- simulations
@@ -182,10 +183,14 @@ def _summaries(
         for o in simulator.observables
     }
     good = torch.stack([x[o.name].flatten(1).isfinite().all(1) for o in data_observables(simulator)]).all(0)
-    s = network.summary(numbers_of(network.shape.summary.kind, simulator, {k: v[good] for k, v in x.items()}))
+    s = _summary_of(network, {k: v[good] for k, v in x.items()})
     finite = s.isfinite().all(1)
     good[good.clone()] = finite
     return s[finite], good
+
+
+def _summary_of(network: LikelihoodNetwork, x: Data) -> Tensor:
+    return network.summary(numbers_of(network.shape.summary.kind, network.simulator, x))
 
 
 # ---------------------------------------------------------------- the learned likelihood

@@ -171,7 +171,9 @@ def _banners(calibration: CalibrationReport | None, inputs: Mapping[str, Path]) 
 def _warnings(header: dict[str, str], inferred: Inferred, infer: InferSettings) -> list[str]:
     found = []
     if inferred.failed:
-        found.append(f"{_named(inferred.failed)}: no rung of the ladder passed, or a check of the result failed; these draws are not to be trusted.")
+        found.append(
+            f"{_named(inferred.failed)}: no rung of the ladder passed, or a check of the result failed; these draws are not to be trusted."
+        )
     if inferred.atypical:
         found.append(f"{_named(inferred.atypical)}: unlike anything simulated, or unlike what the posterior predicts.")
     if inferred.unchecked:

@@ -42,10 +42,10 @@ def p_of(wrong: str, seed: int, **sizes: int) -> float:
 
 
 def test_a_right_density_is_rejected_as_often_as_the_p_value_says() -> None:
-    values = torch.tensor([p_of("none", seed) for seed in range(100)])
-    # binomial of 100: more than 4 at 1 % once in 300, fewer than 12 or more than 39 at 25 % once in 1,000
-    assert int((values < 0.01).sum()) <= 4
-    assert 12 <= int((values < 0.25).sum()) <= 39
+    values = torch.tensor([p_of("none", seed) for seed in range(60)])
+    # binomial of 60: more than 3 at 1 % once in 300; fewer than 5 or more than 26 at 25 % once in 1,000
+    assert int((values < 0.01).sum()) <= 3
+    assert 5 <= int((values < 0.25).sum()) <= 26
 
 
 @pytest.mark.parametrize("wrong", ["wide", "shifted", "blind", "uncorrelated"])
@@ -80,27 +80,28 @@ def test_one_theta_for_all_and_data_that_tie_are_no_error() -> None:
     assert 0.01 < p <= 1
     assert whitened_theta(torch.zeros(9, 2)).shape == (9, 0)
     assert whitened(v).residual.shape[2] == 3
-    assert effect(v, torch.zeros_like(theta)) == (0.0, 1.0)
+    assert effect(v, v[0, 0], torch.zeros_like(theta)) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "shift", "width"),
-    [("none", 0.0, 1.0), ("shifted", 1.0, 1.0)],
+    ("scale", "offset", "shift", "width"),
+    [(1.0, 0.0, 0.0, 1.0), (1.4, 0.0, 0.0, 1.4), (1.0, 1.0, 1.0, 1.0), (1.4, 1.4, 1.0, 1.4)],
 )
-def test_the_effect_is_that_of_the_closed_form_where_all_is_normal(wrong: str, shift: float, width: float) -> None:
-    """theta of the delivered posterior has precision 1 under a flat prior, as slope and noise here give it."""
-    found = torch.tensor([effect(*case(wrong, seed)[::2]) for seed in range(8)]).mean(0)
-    assert float(found[0]) == pytest.approx(shift, abs=0.1)  # 8 runs of 0.06 each, and the worst of two parameters
-    assert float(found[1]) == pytest.approx(width, abs=0.12)
-
-
-def test_a_likelihood_whose_noise_is_too_wide_gives_a_posterior_too_wide() -> None:
-    """1.4 times the noise, under a flat prior: 1.4 times the width, and draws that are as wide."""
+@pytest.mark.parametrize(("size", "dimension"), [(1, 1), (5, 3), (16, 6)])
+def test_the_effect_is_that_of_the_closed_form_where_all_is_normal(
+    scale: float, offset: float, shift: float, width: float, size: int, dimension: int
+) -> None:
+    """Flat prior: noise 1.4 times too wide gives a posterior 1.4 times too wide, an offset one as far off."""
     found = []
-    for seed in range(8):
+    for seed in range(6):
         stream = torch.Generator().manual_seed(seed)
-        theta = 1.4 * normal(COUNT, 1, stream=stream)
-        drawn = theta[:, None] + 1.4 * normal(COUNT, DRAWN, 1, stream=stream)
-        v = torch.cat([(theta + normal(COUNT, 1, stream=stream))[:, None], drawn], 1)
-        found.append(effect(v, theta)[1])
-    assert sum(found) / 8 == pytest.approx(1.4, abs=0.12)
+        slope = torch.linalg.qr(normal(size, dimension, stream=stream))[0]
+        observed = normal(size, stream=stream)
+        theta = (observed - offset * slope[:, 0]) @ slope + scale * normal(COUNT, dimension, stream=stream)
+        mean = theta @ slope.T + offset * slope[:, 0]
+        drawn = mean[:, None] + scale * normal(COUNT, DRAWN, size, stream=stream)
+        simulated = theta @ slope.T + normal(COUNT, size, stream=stream)
+        found.append(effect(torch.cat([simulated[:, None], drawn], 1), observed, theta))
+    mean_shift, mean_width = (sum(f) / len(found) for f in zip(*found, strict=True))
+    assert mean_shift == pytest.approx(shift, abs=0.35)  # at 16 numbers one run scatters by 0.28; squares add to it
+    assert mean_width == pytest.approx(width, rel=0.2)
