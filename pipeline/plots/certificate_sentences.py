@@ -19,6 +19,7 @@ LARGE_GAP, SMALL_GAP = 0.5, 0.1
 """Nats; a gap above the first, or below the second, wants a word where the ESS fraction says otherwise."""
 HALF = 0.5
 OF_THE_LEARNED = "of the learned likelihood"
+DEFAULT = InferSettings()
 Certificate = Mapping[str, float]
 
 
@@ -65,7 +66,9 @@ def verdict_words(verdict: str, *, learned: bool = False) -> str:
     return f"{words}; posterior and evidence are those {OF_THE_LEARNED}"
 
 
-def sentences(certificate: Certificate, infer: InferSettings, *, learned: bool | None = None) -> tuple[str, ...]:
+def sentences(
+    certificate: Certificate, infer: InferSettings = DEFAULT, *, learned: bool | None = None
+) -> tuple[str, ...]:
     """All that there is to say, in the order of a reader's questions.
 
     Args:
@@ -138,7 +141,7 @@ def search_sentence(certificate: Certificate) -> str:
     return f"{found}{added}the delivered draws cover {it}."
 
 
-def surrogate_sentence(certificate: Certificate, infer: InferSettings) -> str:
+def surrogate_sentence(certificate: Certificate, infer: InferSettings = DEFAULT) -> str:
     """What simulations at the delivered draws say of a learned likelihood, or that none were made."""
     p_value, failed = _number(certificate, "surrogate_check"), _number(certificate, "surrogate_failed")
     lost = f"; {numbers.count(failed)} simulations failed and were left out" if failed > 0 else ""

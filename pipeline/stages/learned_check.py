@@ -24,6 +24,7 @@ def check_learned(
     settings: InferSettings,
     seed: int,
     index: int,
+    shared: bool = False,
 ) -> list[Outcome]:
     """Outcomes with the figures of the check; `failed`, with a note, where it says so.
 
@@ -34,15 +35,17 @@ def check_learned(
         x: N rows.
         outcomes: with their delivered draws, N.
         settings, seed, index: as of `ladder.climb_all`.
+        shared: one outcome for all rows (`combine`).
     """
     checked = []
     for n, outcome in enumerate(outcomes):
         check = surrogate_check(
             posterior.simulator,
             outcome.theta[:, None],
-            {name: values[n : n + 1] for name, values in x.items()},
+            {name: values if shared else values[n : n + 1] for name, values in x.items()},
             simulations=settings.surrogate_check,
             generator=generator(seed, "infer-surrogate", index + n, device=posterior.device),
+            shared=shared,
         )
         figures: Mapping[str, float] = dict(outcome.surrogate) | check.figures(0)
         why = check.why_failed(0, below=settings.surrogate_below)

@@ -104,4 +104,4 @@ def test_the_effect_is_that_of_the_closed_form_where_all_is_normal(
         found.append(effect(torch.cat([simulated[:, None], drawn], 1), observed, theta))
     mean_shift, mean_width = (sum(f) / len(found) for f in zip(*found, strict=True))
     assert mean_shift == pytest.approx(shift, abs=0.35)  # at 16 numbers one run scatters by 0.28; squares add to it
-    assert mean_width == pytest.approx(width, rel=0.2)
+    assert mean_width == pytest.approx(width, rel=0.3)  # an offset of one number is seen in its square too

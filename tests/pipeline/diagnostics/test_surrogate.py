@@ -179,6 +179,18 @@ def test_a_likelihood_is_compared_under_the_conditions_of_the_observation(wrong:
     assert [bool(check.why_failed(n, below=1e-3)) for n in (0, 1)] == [found, found]
 
 
+def test_one_posterior_of_many_rows_is_compared_under_the_conditions_of_each() -> None:
+    stream = torch.Generator().manual_seed(2)
+    x = simulated(Spectrum(), 5, stream).x
+    theta = 0.3 * torch.randn(300, 1, 2, generator=stream, dtype=torch.float64)
+    for wrong, found in (({}, False), ({"scale": 1.4}, True)):
+        check = surrogate_check(known(Spectrum(), **wrong), theta, x, simulations=400, generator=stream, shared=True)
+        assert check.p_value.shape == (1,)
+        assert bool(check.p_value[0] < 1e-3) == found
+        assert bool(check.shift.isnan()[0])
+        assert check.why_failed(0, below=1e-3).endswith("(p = 0.00067)" if found else "")
+
+
 @pytest.mark.parametrize(("fault", "failed"), [("gives NaN", 150), ("raises on some", None), ("changes theta", 0)])
 def test_failed_simulations_are_left_out_and_counted(fault: str, failed: int | None) -> None:
     theta = Spectrum().exact_posterior(observation()).sample((DRAWS,))[:, None]
