@@ -31,7 +31,7 @@ COUNT, DRAWN, PERMUTATIONS = 400, 19, 1_500
 LEVEL = 1e-3
 SIZES = ((1, 1), (5, 3), (16, 6))
 WRONGS = ("none", "wide", "narrow", "blind", "shifted", "half", "uncorrelated", "slope")
-RIGHT_RUNS, WRONG_RUNS, ENERGY_RUNS = {1: 1_000, 5: 500, 16: 150}, {1: 50, 5: 30, 16: 20}, 20
+RIGHT_RUNS, WRONG_RUNS, ENERGY_RUNS = {1: 1_000, 5: 300, 16: 100}, {1: 50, 5: 20, 16: 10}, 20
 RESULTS = Path(__file__).parent / "results" / "surrogate_check.csv"
 PValue = Callable[[Tensor, Tensor, Tensor, torch.Generator], float]
 

@@ -12,8 +12,8 @@ Features of a choice l_1 .. l_K are sums over k, in units of their standard devi
     pairs      sum_k P_1(u_kd) P_1(u_ke)   correlation
 
 with u the rank of v_kl among the L + 1, P_j Legendre polynomials, t whitened theta. Ranked are the
-numbers v_d, their principal directions given theta (what is narrow beside a common offset), and
-the log density.
+numbers v_d, their principal directions given theta (what is narrow beside a common offset), the
+combinations from which theta is read, and the log density.
 """
 
 from __future__ import annotations
@@ -70,15 +70,18 @@ def whitened(v: Tensor) -> Whitened:
 
 
 def whitened_theta(theta: Tensor) -> Tensor:
-    """theta (K, T) to uncorrelated columns of variance 1, (K, <= T), without constant ones."""
+    """theta (K, T) to uncorrelated columns of variance 1, each as near its own as can be, (K, <= T).
+
+    $t = z R^{-1/2}$, z standardised and R its correlations; constant columns are left out.
+    """
     z = theta - theta.mean(0)
     spread = z.std(0)
     z = z[:, spread > 0] / spread[spread > 0]
     if not z.shape[1]:
         return z
     values, vectors = torch.linalg.eigh(z.T @ z / len(z))
-    use = values > 1e-10 * values.max()
-    return (z @ vectors[:, use]) / values[use].sqrt()
+    scale = torch.where(values > 1e-10 * values.max(), values.clamp_min(1e-300).rsqrt(), 0.0)
+    return z @ (vectors * scale) @ vectors.T
 
 
 def exchange_p_value(v: Tensor, log_density: Tensor, theta: Tensor, *, generator: torch.Generator) -> float:
@@ -95,10 +98,13 @@ def exchange_p_value(v: Tensor, log_density: Tensor, theta: Tensor, *, generator
         theta: (K, T); angles as sine and cosine.
         generator: on the device of v.
     """
-    directions = whitened(v).residual
+    white = whitened(v)
     numbers = v if v.shape[2] <= MOST_NUMBERS else v[..., :0]
-    turned = directions if v.shape[2] > 1 else directions[..., :0]
-    ranked = torch.cat([log_density[..., None], turned, numbers], dim=2)
+    turned = white.residual if v.shape[2] > 1 else v[..., :0]
+    # of all L + 1 alike, or they were not exchangeable: what the data say of theta, to first order
+    level = (white.center + white.residual.mean(1))[:, : turned.shape[2]]
+    read = turned @ (level - level.mean(0)).T @ whitened_theta(theta)
+    ranked = torch.cat([log_density[..., None], turned, read, numbers], dim=2)
     features = _Features.of(_legendre(_ranks(ranked, generator)), theta, min(turned.shape[2], MOST_PAIRED))
     count, size = v.shape[:2]
     observed = features.statistic(torch.zeros(1, count, dtype=torch.long, device=v.device))

@@ -54,6 +54,8 @@ def certificate_lines(certificate: Mapping[str, float], infer: InferSettings) ->
             continue
         if math.isnan(certificate[name]) and not (name in ALWAYS_MADE or name.startswith("amortized_")):
             continue
+        if name == "log_evidence" and is_learned(certificate):
+            title = "Log evidence of the learned likelihood"
         mark, judgement = _judge(name, certificate, infer)
         lines.append(CertificateLine(name, title, certificate_value(name, certificate), meaning, mark, judgement))
     return lines
@@ -107,8 +109,9 @@ def _judge(name: str, certificate: Mapping[str, float], infer: InferSettings) ->
         return _judge_pareto_k(value, infer, amortized)
     if name == "log_evidence":
         k = certificate.get("pareto_k", math.inf)
+        error = "Monte Carlo error" if is_learned(certificate) else "error"
         reliable = math.isfinite(value) and k <= infer.corrected_pareto_k
-        return ("pass", "its error can be trusted") if reliable else ("fail", "its error cannot be trusted")
+        return ("pass", f"its {error} can be trusted") if reliable else ("fail", f"its {error} cannot be trusted")
     if name == "amortized_log_evidence":
         return _judge_agreement(certificate)
     if name == "elbo":

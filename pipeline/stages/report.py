@@ -13,7 +13,7 @@ import yaml
 from pipeline.config import case_from_values
 from pipeline.errors import InputError
 from pipeline.plots.certificate_meaning import NOT_CHECKED
-from pipeline.plots.certificate_sentences import OF_THE_LEARNED
+from pipeline.plots.numbers import probability
 from pipeline.plots.report import render_report
 from pipeline.plots.report_content import CalibrationReport, ComparisonRow, ReportContent, ReportFigure
 from pipeline.progress import console
@@ -113,16 +113,16 @@ def _save_figures(run: Run, figures: list[ReportFigure]) -> None:
 def _summary(
     inferred: Inferred, comparison: list[ComparisonRow], calibration: CalibrationReport | None
 ) -> tuple[str, ...]:
-    of = f" {OF_THE_LEARNED}" if inferred.learned else ""
+    under = ", all under the learned likelihood" if inferred.learned else ""
     sentences = [
-        f"{inferred.total:,} observation(s): {', '.join(f'{n:,} {v}' for v, n in inferred.counts.items())}{of}."
+        f"{inferred.total:,} observation(s): {', '.join(f'{n:,} {v}' for v, n in inferred.counts.items())}{under}."
     ]
     if not inferred.total:
         sentences = ["No observation yet: a network for those to come (elboscope infer posterior.safetensors FILE)."]
     if comparison[1:]:
         worst = max(r.c2st or 0.5 for r in comparison[1:])
         sentences.append(
-            f"Two-sample test against {' and '.join(r.side for r in comparison[1:])}{' on the learned likelihood' if of else ''}: C2ST at most {worst:.3f} (0.5 is equality)."
+            f"Two-sample test against {' and '.join(r.side for r in comparison[1:])}{' on the learned likelihood' if inferred.learned else ''}: C2ST at most {worst:.3f} (0.5 is equality)."
         )
     if calibration is not None:
         word = "Calibrated" if calibration.passed else "NOT calibrated"
@@ -146,7 +146,7 @@ def _learned_likelihood(inputs: Mapping[str, Path]) -> tuple[str, ...]:
 def _least_of_likelihood(found: Mapping[str, Any]) -> str:
     """Least p-value of what stage `likelihood` tested."""
     least = min([*found["ks_p_value"].values(), found["tarp_p_value"]])
-    return f"least p-value {least:.2g} of {len(found['ks_p_value']) + 1} tests"
+    return f"least p-value {probability(least)} of {len(found['ks_p_value']) + 1} tests"
 
 
 def _banners(calibration: CalibrationReport | None, inputs: Mapping[str, Path]) -> tuple[str, ...]:
@@ -156,7 +156,7 @@ def _banners(calibration: CalibrationReport | None, inputs: Mapping[str, Path]) 
         values = [p for r in calibration.rows for p in (r.ks_p_value, r.outside_p_value)]
         least = min([*values, calibration.tarp_p_value])
         said.append(
-            f"NOT calibrated on {calibration.simulations} held-out simulations (least p-value {least:.2g} of {len(values) + 1} "
+            f"NOT calibrated on {calibration.simulations} held-out simulations (least p-value {probability(least)} of {len(values) + 1} "
             "tests): see the rank plots before using any posterior of this run."
         )
     found = diagnostics_of(inputs["likelihood"]) if "likelihood" in inputs else {"calibrated": True}
