@@ -198,6 +198,10 @@ def test_the_report_says_that_the_certificate_speaks_of_a_surrogate(hidden: Run)
     assert "The likelihood is learned from 3000 simulations" in page
     assert "speak of that surrogate" in page
     assert "Draws outside what was simulated" in page
+    assert 'class="badge good"' not in page
+    found = diagnostics_of(hidden.output("likelihood"))
+    assert ('role="alert">The learned likelihood is NOT calibrated' in page) == (not found["calibrated"])
+    assert ("Not checked: the learned likelihood" in page) != ("Simulated anew at the delivered draws" in page)
 
 
 def test_check_says_that_it_will_be_learned(hidden: Run, capsys: pytest.CaptureFixture[str]) -> None:
