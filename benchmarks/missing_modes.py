@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -252,7 +253,8 @@ def main() -> None:
     for name in arguments.problem or list(problems()):
         rows = run(name, arguments.seeds)
         append(arguments.out, rows)
-        print(f"{name}: {summary(rows, problems()[name]().share)}", flush=True)
+        sys.stdout.write(f"{name}: {summary(rows, problems()[name]().share)}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -229,6 +229,10 @@ class SampleSettings(Settings):
     burn_in: Positive = Field(default=1_000, description="steps discarded first")
 
 
+LEAST_CHECKS = 50
+"""Simulations below which a learned likelihood is not compared with its simulator."""
+
+
 class InferSettings(Settings):
     """Stage `infer`: posteriors and certificates."""
 
@@ -270,6 +274,14 @@ class InferSettings(Settings):
         default=0.05,
         description="with a learned likelihood: share of draws outside what was simulated above which the certificate says so",
     )
+    surrogate_check: Annotated[int, Field(ge=0)] = Field(
+        default=400,
+        description="with a learned likelihood: simulations at the delivered draws of each observation, against draws of the learned likelihood, at least 50; 0: not checked, and the certificate says so",
+    )
+    surrogate_below: Annotated[float, Field(ge=0.001, lt=1)] = Field(
+        default=0.001,
+        description="p-value of that check below which an observation is failed, each by itself",
+    )
     memory_gb: PositiveFloat = Field(default=0.5, description="bound of what draws and weights of a part take")
     store_proposals: Literal["auto", "always", "never"] = Field(
         default="auto", description="weighted draws in the output; auto: for up to 100 observations"
@@ -289,6 +301,10 @@ class InferSettings(Settings):
         if self.equal_proposals is not None and self.equal_proposals < self.draws:
             raise ValueError(
                 f"infer.equal_proposals ({self.equal_proposals}) must be at least infer.draws ({self.draws})"
+            )
+        if 0 < self.surrogate_check < LEAST_CHECKS:
+            raise ValueError(
+                f"infer.surrogate_check ({self.surrogate_check}) must be at least {LEAST_CHECKS} simulations, or 0: not checked"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""The certificate in words: each number, what it means, and whether it passes."""
+"""The certificate as a table: each number, what it means, and whether it passes."""
 
 from __future__ import annotations
 
@@ -8,99 +8,28 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.plots import numbers
-from pipeline.schema import CERTIFICATE, VERDICTS
+from pipeline.plots.certificate_meaning import MEANING, NOT_CHECKED
 from pipeline.settings import InferSettings
 
 Mark = Literal["pass", "fail", "info"]
 
-BLIND_SPOT = (
-    "No weight can see a mode of the posterior that q lacks: every number above is computed from draws of q. "
-    "Calibration on held-out simulations, where the true parameters are one exact draw from the posterior, bounds "
-    "how often that happens, but for the population of simulations only, not for this observation."
-)
-SURROGATE = (
-    "The likelihood here is a learned one: evidence and weights speak of that surrogate. Calibration on the "
-    "simulator itself is the check of the surrogate."
-)
-
-MEANING: dict[str, tuple[str, str]] = {
-    "log_evidence": (
-        "Log evidence, log p(x)",
-        "Probability of the data under the model, averaged over the prior; what Bayes factors are made of. "
-        "Estimated by importance sampling.",
-    ),
-    "log_evidence_error": ("its standard error", "Monte Carlo error from the scatter of the weights."),
-    "elbo": ("ELBO", "Lower bound of the log evidence, reached only if q is the posterior."),
-    "reconstruction": ("Reconstruction", "Mean log likelihood over q: how well draws of q fit the data."),
-    "regularization": (
-        "Regularization",
-        "KL divergence of q from the prior: how much was learned from the data.",
-    ),
-    "kl_gap": (
-        "Gap to the evidence",
-        "Log evidence minus ELBO: KL divergence of q from the posterior. Small means that q is the posterior wherever "
-        "q puts its draws; it says nothing of places where q puts none.",
-    ),
-    "ess_fraction": (
-        "Effective sample size of the weights",
-        "Share of the draws that the weights leave effective; 100 % if q is the posterior.",
-    ),
-    "pareto_k": (
-        "Pareto k of the weights",
-        "Shape of the tail of the weights: below 0.5 their variance is finite, above 0.7 no estimate made from them "
-        "is reliable.",
-    ),
-    "proposals": ("Weighted draws", "Draws behind these numbers; few where the weights are nearly equal."),
-    "refused": ("Refused draws", "Draws whose weight was zero or not a number; they count as weight zero."),
-    "likelihood_calls": (
-        "Likelihood calls",
-        "Values of theta at which the likelihood was evaluated for this observation.",
-    ),
-    "repeated_fraction": (
-        "Repeated draws",
-        "Share of delivered draws that repeat another one, from resampling by weight.",
-    ),
-    "amortized_elbo": ("ELBO of the amortized q", "The same network before it was tuned to this observation."),
-    "amortized_kl_gap": ("Gap of the amortized q", "Log evidence minus its ELBO."),
-    "amortized_log_evidence": ("Log evidence from the amortized q", "Must agree with the log evidence above."),
-    "amortized_log_evidence_error": ("its standard error", "Monte Carlo error from the scatter of its weights."),
-    "amortized_ess_fraction": ("Effective sample size of the amortized q", "Share of its draws left effective."),
-    "amortized_pareto_k": ("Pareto k of the amortized q", "As above."),
-    "r_hat": ("R-hat of the Markov chains", "Rank-normalised; 1 where they have mixed."),
-    "surrogate_error": (
-        "Log evidence between networks",
-        "Standard deviation of the log evidence over the networks of the learned likelihood: what it does not know of itself.",
-    ),
-    "surrogate_spread": (
-        "Spread of the learned likelihood",
-        "Mean standard deviation of its log likelihood over its networks, at the delivered draws.",
-    ),
-    "surrogate_outside": (
-        "Draws outside what was simulated",
-        "Share of the delivered draws at which the networks disagree more, or simulations are rarer, than at nearly all "
-        "held-out simulations. There the learned likelihood is lowered, and is a guess.",
-    ),
-    "typicality": (
-        "Typicality",
-        "Probability that a simulated observation lies as far from the others as this one. A small one says that "
-        "nothing like it was simulated: the network had no example, and the model may be wrong.",
-    ),
-    "predictive": (
-        "Posterior predictive check",
-        "Probability, on both sides, that data replicated under this posterior have a log likelihood as far out as "
-        "the observed ones. A small one says that the model does not describe these data.",
-    ),
-}
-"""Name and one sentence for each number of `schema.CERTIFICATE`."""
-
-SURROGATE_NAMES = ("surrogate_error", "surrogate_spread", "surrogate_outside")
-WHERE_MADE = {
-    "r_hat",
-    "typicality",
-    "predictive",
-    *SURROGATE_NAMES,
-}  # not a number where nothing was sampled, checked or learned
-FOLDED = {"log_evidence_error", "amortized_log_evidence_error"}  # stand beside their value, not on a line of their own
+FOLDED = {"log_evidence_error", "amortized_log_evidence_error"}  # beside their value, not on a line of their own
+CHECK = "surrogate_check"
+COUNTS = {
+    "refused", "likelihood_calls", "proposals", "distinct_draws", "search_starts", "search_candidates", "search_optima",
+    "surrogate_failed", "predictive_failed", "inputs_held",
+}  # fmt: skip
+SHARES = ("ess_fraction", "repeated_fraction", "surrogate_outside", "search_missed", "search_uncovered")
+PROBABILITIES = {"typicality", "predictive", CHECK}
+ALWAYS_MADE = {
+    "log_evidence", "elbo", "reconstruction", "regularization", "kl_gap", "ess_fraction", "pareto_k", "proposals",
+    "refused", "likelihood_calls", "repeated_fraction",
+}  # fmt: skip
+"""Of any other number NaN says that nothing was sampled, searched, checked or learned: it has no line."""
+MOST_ROUNDING = 0.01
+"""Nats of rounding above which log weights are noise."""
+MOST_UNCOVERED = 0.01
+"""Share of the posterior, found and not covered, above which that is a failure."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +45,29 @@ class CertificateLine:
 
 
 def certificate_lines(certificate: Mapping[str, float], infer: InferSettings) -> list[CertificateLine]:
-    """The table, in the order of `schema.CERTIFICATE`; numbers that the certificate lacks are left out."""
+    """The table, in the order of MEANING; numbers that the certificate lacks are left out."""
     lines = []
-    for name in CERTIFICATE:
-        if name not in certificate or name in FOLDED or (name in WHERE_MADE and math.isnan(certificate[name])):
+    for name, (title, meaning) in MEANING.items():
+        if name == CHECK and is_learned(certificate) and not _known(CHECK, certificate):
+            lines.append(CertificateLine(name, title, "not checked", meaning, "info", NOT_CHECKED))
+        if name not in certificate or name in FOLDED:
             continue
-        title, meaning = MEANING[name]
+        if math.isnan(certificate[name]) and not (name in ALWAYS_MADE or name.startswith("amortized_")):
+            continue
+        if name == "log_evidence" and is_learned(certificate):
+            title = "Log evidence of the learned likelihood"
         mark, judgement = _judge(name, certificate, infer)
         lines.append(CertificateLine(name, title, certificate_value(name, certificate), meaning, mark, judgement))
     return lines
+
+
+def is_learned(certificate: Mapping[str, float]) -> bool:
+    """Whether it speaks of a learned likelihood, which alone has a spread."""
+    return _known("surrogate_spread", certificate)
+
+
+def _known(name: str, certificate: Mapping[str, float]) -> bool:
+    return not math.isnan(certificate.get(name, math.nan))
 
 
 def certificate_value(name: str, certificate: Mapping[str, float]) -> str:
@@ -132,17 +75,19 @@ def certificate_value(name: str, certificate: Mapping[str, float]) -> str:
     value = certificate[name]
     if name in ("log_evidence", "amortized_log_evidence"):
         return f"{numbers.with_error(value, certificate.get(f'{name}_error'))} nats"
-    if name.endswith(("ess_fraction", "repeated_fraction", "surrogate_outside")):
+    if name.endswith(SHARES):
         return numbers.percent(value)
-    if name.endswith("pareto_k"):
-        return numbers.fixed(value, 2)
-    if name in ("refused", "likelihood_calls", "proposals"):
+    if name in COUNTS:
         return numbers.count(value)
-    if name in ("typicality", "predictive"):
+    if name in PROBABILITIES:
         return numbers.probability(value)
+    if name.endswith("pareto_k") or name == "surrogate_width":
+        return numbers.fixed(value, 2)
+    if name == "surrogate_shift":
+        return f"{numbers.fixed(value, 2)} s.d."
     if name == "r_hat":
         return numbers.fixed(value, 3)
-    if name.endswith("kl_gap"):
+    if name.endswith("kl_gap") or name in ("gap_of_worst_percent", "rounding"):
         return f"{numbers.significant(value, 2)} nats"
     return f"{numbers.fixed(value, nat_places(certificate))} nats"
 
@@ -150,15 +95,6 @@ def certificate_value(name: str, certificate: Mapping[str, float]) -> str:
 def nat_places(certificate: Mapping[str, float]) -> int:
     """Decimal places of nats: those of the log evidence, from 2 to 4."""
     return min(4, max(2, numbers.decimals(certificate.get("log_evidence_error", math.nan))))
-
-
-def verdict_words(verdict: str) -> str:
-    """What a verdict means.
-
-    >>> verdict_words("corrected")
-    'the network alone is off, but the weighted draws are reliable'
-    """
-    return VERDICTS.get(verdict, "unknown verdict")
 
 
 def _judge(name: str, certificate: Mapping[str, float], infer: InferSettings) -> tuple[Mark, str]:
@@ -173,8 +109,9 @@ def _judge(name: str, certificate: Mapping[str, float], infer: InferSettings) ->
         return _judge_pareto_k(value, infer, amortized)
     if name == "log_evidence":
         k = certificate.get("pareto_k", math.inf)
+        error = "Monte Carlo error" if is_learned(certificate) else "error"
         reliable = math.isfinite(value) and k <= infer.corrected_pareto_k
-        return ("pass", "its error can be trusted") if reliable else ("fail", "its error cannot be trusted")
+        return ("pass", f"its {error} can be trusted") if reliable else ("fail", f"its {error} cannot be trusted")
     if name == "amortized_log_evidence":
         return _judge_agreement(certificate)
     if name == "elbo":
@@ -183,22 +120,41 @@ def _judge(name: str, certificate: Mapping[str, float], infer: InferSettings) ->
     if name == "refused":
         draws = numbers.count(certificate.get("proposals", infer.most_proposals))
         return ("pass", "none") if value == 0 else ("info", f"of {draws} draws")
-    if name in SURROGATE_NAMES:
+    if name.startswith("surrogate_"):
         return _judge_surrogate(name, value, certificate, infer)
     if name in ("typicality", "predictive"):
         level = f"{100 * infer.atypical_below:g} %"
         return ("pass", f"at least {level}") if value >= infer.atypical_below else ("fail", f"below {level}")
-    return "info", ""
+    if name == "rounding":
+        level = f"{MOST_ROUNDING:g} nats"
+        return ("pass", f"at most {level}") if value <= MOST_ROUNDING else ("fail", f"more than {level}")
+    if name == "distinct_draws":
+        claimed = certificate.get("ess_fraction", math.nan) * certificate.get("proposals", math.nan)
+        if value < claimed * (1 - 1e-9):
+            return "fail", f"fewer than the {numbers.count(claimed)} effective ones that the weights claim"
+        return "pass", "no fewer than are effective"
+    if name == "search_uncovered":
+        return ("pass", "at most 1 %") if value <= MOST_UNCOVERED else ("fail", "the draws lack it")
+    if name == "inputs_held" and value > 0:
+        return "info", "q was shown other numbers; weights and evidence use the data as they are"
+    return "info", "none" if name in ("inputs_held", "predictive_failed") and value == 0 else ""
 
 
 def _judge_surrogate(
     name: str, value: float, certificate: Mapping[str, float], infer: InferSettings
 ) -> tuple[Mark, str]:
+    if name == CHECK:
+        level = f"{infer.surrogate_below:g}"
+        return (
+            ("pass", f"at least {level}") if value >= infer.surrogate_below else ("fail", f"below {level}: it is wrong")
+        )
     if name == "surrogate_outside":
         level = f"{100 * infer.most_outside:g} %"
         return ("pass", f"at most {level}") if value <= infer.most_outside else ("fail", f"more than {level}")
     if name == "surrogate_error" and value > certificate.get("log_evidence_error", math.inf):
         return "info", "larger than the Monte Carlo error: the evidence is known no better than this"
+    if name == "surrogate_failed":
+        return "info", "none" if value == 0 else "the simulator failed at these draws"
     return "info", ""
 
 

@@ -50,6 +50,18 @@ READING: dict[FigureKind, str] = {
     "other": "",
 }
 
+SURROGATE_READING: dict[FigureKind, str] = {
+    "catalogue": "Verdicts, gap and weights are those of the learned likelihood.",
+    "corner": (
+        "All of these, MCMC and nested sampling too, are posteriors of the learned likelihood: that they agree does not "
+        "say that it is right."
+    ),
+    "weights": "Weights are those of the learned likelihood.",
+    "comparison": "That likelihood is the learned one.",
+    "rank_ecdf": "The true values come from the simulator itself: a learned likelihood that is wrong shows here.",
+}
+"""What is added where the likelihood is a learned one."""
+
 SECTION: dict[FigureKind, str] = {
     "catalogue": "catalogue",
     "predictive": "posterior",

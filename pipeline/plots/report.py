@@ -13,17 +13,11 @@ from markupsafe import Markup
 
 from pipeline.errors import InputError
 from pipeline.plots import numbers
-from pipeline.plots.certificate_words import (
-    BLIND_SPOT,
-    SURROGATE,
-    CertificateLine,
-    certificate_lines,
-    certificate_value,
-    nat_places,
-    verdict_words,
-)
+from pipeline.plots.certificate_meaning import BLIND_SPOT, SURROGATE
+from pipeline.plots.certificate_sentences import OF_THE_LEARNED, Badge, badge, sentences, verdict_words
+from pipeline.plots.certificate_words import CertificateLine, certificate_lines, certificate_value, nat_places
 from pipeline.plots.embed import figure_image, label_image
-from pipeline.plots.reading import READING, SECTION
+from pipeline.plots.reading import READING, SECTION, SURROGATE_READING
 from pipeline.plots.report_content import (
     CalibrationReport,
     CalibrationRow,
@@ -46,8 +40,10 @@ class ObservationView:
     """An observation as text."""
 
     identifier: str
-    verdict: str
+    badge: Badge
     words: str
+    note: str
+    sentences: tuple[str, ...]
     identity: tuple[str, str, str, str, str, str]
     parameters: Table
     certificate: list[CertificateLine]
@@ -75,28 +71,35 @@ def render_report(content: ReportContent) -> str:
     return template.render(
         content=content,
         observations=[_observation(o, content) for o in content.observations],
-        overview=_overview(content.observations),
-        counts=sorted(counts.items(), key=lambda i: list(VERDICTS).index(i[0])),
+        overview=_overview(content.observations, learned=content.surrogate_likelihood),
+        counts=[
+            (badge(verdict, learned=content.surrogate_likelihood), number)
+            for verdict, number in sorted(counts.items(), key=lambda i: list(VERDICTS).index(i[0]))
+        ],
         total=sum(counts.values()),
         blind_spot=BLIND_SPOT,
+        of_learned=f" {OF_THE_LEARNED}" if content.surrogate_likelihood else "",
         surrogate=SURROGATE if content.surrogate_likelihood else "",
-        comparison=_comparison(content.comparison),
+        comparison=_comparison(content.comparison, learned=content.surrogate_likelihood),
         sides=[row.side for row in content.comparison],
         comparison_notes=[(row.side, row.note) for row in content.comparison if row.note],
         calibration=_calibration(content.calibration),
         tarp_p=numbers.probability(content.calibration.tarp_p_value) if content.calibration else "",
         tarp_area=_signed(content.calibration.tarp_area, 3) if content.calibration else "",
         phases=_phases(content.phases),
-        figures=_figures(content.figures),
+        figures=_figures(content.figures, learned=content.surrogate_likelihood),
         verdicts=VERDICTS,
     )
 
 
 def _observation(observation: ObservationReport, content: ReportContent) -> ObservationView:
+    learned = content.surrogate_likelihood
     return ObservationView(
         identifier=observation.identifier,
-        verdict=observation.verdict,
-        words=verdict_words(observation.verdict),
+        badge=badge(observation.verdict, learned=learned),
+        words=verdict_words(observation.verdict, learned=learned),
+        note=observation.note,
+        sentences=sentences(observation.certificate, content.infer, learned=learned),
         identity=_identity(observation),
         parameters=[_parameter(p) for p in observation.parameters],
         certificate=certificate_lines(observation.certificate, content.infer),
@@ -128,26 +131,31 @@ def _parameter(row: ParameterRow) -> list[str | Markup]:
     ]
 
 
-def _overview(observations: tuple[ObservationReport, ...]) -> Table:
+def _overview(observations: tuple[ObservationReport, ...], *, learned: bool) -> Table:
     names = ("log_evidence", "kl_gap", "ess_fraction", "pareto_k")
     return [
-        [o.identifier, o.verdict, *(certificate_value(n, o.certificate) if n in o.certificate else "–" for n in names)]
+        [
+            o.identifier,
+            badge(o.verdict, learned=learned).text,
+            *(certificate_value(n, o.certificate) if n in o.certificate else "–" for n in names),
+        ]
         for o in observations
     ]
 
 
-def _comparison(rows: tuple[ComparisonRow, ...]) -> Table:
+def _comparison(rows: tuple[ComparisonRow, ...], *, learned: bool) -> Table:
     """One line a quantity, one column a side: sides are few, and the table then fits a telephone."""
 
     def delta(row: ComparisonRow) -> str:
         error = math.hypot(row.log_evidence_error or 0.0, rows[0].log_evidence_error or 0.0)
         return "–" if row.delta_log_evidence is None else _signed(row.delta_log_evidence, numbers.decimals(error))
 
+    of = f" {OF_THE_LEARNED}" if learned else ""
     lines: list[tuple[str, Callable[[ComparisonRow], str]]] = [
-        ("Log evidence, own [nats]", lambda r: numbers.with_error(r.log_evidence, r.log_evidence_error)),
+        (f"Log evidence{of}, own [nats]", lambda r: numbers.with_error(r.log_evidence, r.log_evidence_error)),
         ("minus ours [nats]", delta),
         (
-            "Log evidence, re-checked [nats]",
+            f"Log evidence{of}, re-checked [nats]",
             lambda r: numbers.with_error(r.checked_log_evidence, r.checked_log_evidence_error),
         ),
         ("C2ST against ours", lambda r: numbers.fixed(r.c2st, 3)),
@@ -186,8 +194,9 @@ def _phases(phases: tuple[PhaseRow, ...]) -> Table:
     ]
 
 
-def _figures(figures: tuple[ReportFigure, ...]) -> dict[str, list[dict[str, str | Markup]]]:
-    """Figures of each section, as images with their words."""
+def _figures(figures: tuple[ReportFigure, ...], *, learned: bool) -> dict[str, list[dict[str, str | Markup]]]:
+    """Figures of each section, as images with their words; what a learned likelihood made is said to be of it."""
+    of_learned = SURROGATE_READING if learned else {}
     sections: dict[str, list[dict[str, str | Markup]]] = {name: [] for name in SECTION.values()}
     for f in figures:
         sections[SECTION[f.kind]].append(
@@ -195,7 +204,7 @@ def _figures(figures: tuple[ReportFigure, ...]) -> dict[str, list[dict[str, str 
                 "title": f.title,
                 "image": figure_image(f.figure, f.title),
                 "caption": f.caption,
-                "reading": f.reading or READING[f.kind],
+                "reading": " ".join(r for r in (f.reading or READING[f.kind], of_learned.get(f.kind, "")) if r),
             }
         )
     return sections

@@ -58,12 +58,14 @@ class ObservationReport:
         verdict: one of `schema.VERDICTS`.
         certificate: numbers by the names of `schema.CERTIFICATE`; those absent are left out.
         parameters: one row each.
+        note: of the ladder, why a rung was rejected or what a check found.
     """
 
     identifier: str
     verdict: str
     certificate: Mapping[str, float]
     parameters: tuple[ParameterRow, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ class ReportContent:
         settings_yaml: resolved settings.
         provenance: who made it, where, when; by name.
         versions: of packages, by name.
+        banners: failed checks of the whole run, before all else on the page.
         warnings: what a reader has to know before believing anything.
         surrogate_likelihood: the certificate speaks of a learned likelihood.
     """
@@ -220,5 +223,6 @@ class ReportContent:
     settings_yaml: str = ""
     provenance: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    banners: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     surrogate_likelihood: bool = False

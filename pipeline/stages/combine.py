@@ -29,6 +29,7 @@ from pipeline.rng import derived_seed, generator
 from pipeline.schema import STAGE, VERDICTS
 from pipeline.settings import CaseSettings, InferSettings
 from pipeline.stages.inference_file import write_inference
+from pipeline.stages.learned_check import check_learned
 from pipeline.stages.observed import load_observation
 from pipeline.stages.outcome import Outcome
 from pipeline.stages.product import Array, Coordinates, adapt_mixture, first_proposal
@@ -85,7 +86,7 @@ def combine(posterior: Posterior, x: Mapping[str, Tensor], *, settings: InferSet
         draws.log_weight, settings.draws, generator=generator(seed, f"{STAGE_NAME}-deliver")
     )
     unknown = torch.full((1,), torch.nan, dtype=torch.float64)
-    return Outcome(
+    outcome = Outcome(
         verdict,
         proposal=None,
         theta=draws.theta[order[:, 0], 0],
@@ -96,6 +97,8 @@ def combine(posterior: Posterior, x: Mapping[str, Tensor], *, settings: InferSet
         repeated_fraction=float(repeated),
         likelihood_calls=count + len(adapted.v),
     )
+    rows = {name: values.to(outcome.theta.device) for name, values in x.items()}
+    return check_learned(posterior, rows, [outcome], settings=settings, seed=seed, index=0, shared=True)[0]
 
 
 def _why_missed(share: float) -> str:

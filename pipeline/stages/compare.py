@@ -69,7 +69,7 @@ def compare(run: Run, *, share: Share | None = None) -> Path:
             continue
         ours, evidence = our_draws(run, inference, n)
         comparisons = _compare_one(run, one_row(data.x, n), ours, n)
-        _print(identifiers[n], comparisons, evidence)
+        _print(identifiers[n], comparisons, evidence, on="the learned likelihood" if run.learns_likelihood else "")
         write_hdf5(
             parts.paths[n], partial(_fill, identifier=identifiers[n], comparisons=comparisons), parts.attributes(n)
         )
@@ -192,10 +192,10 @@ def _calls_bar(name: str, total: int | None) -> Iterator[Callable[[int, int | No
         yield progress
 
 
-def _print(identifier: str, comparisons: list[Comparison], our_evidence: float) -> None:
+def _print(identifier: str, comparisons: list[Comparison], our_evidence: float, *, on: str) -> None:
     """The baselines side by side, as columns."""
     table = Table(box=None, pad_edge=False)
-    table.add_column(f"{identifier}: baselines")
+    table.add_column(f"{identifier}: baselines{f' on {on}' if on else ''}")
     for c in comparisons:
         table.add_column(c.result.name, justify="right")
     stated = [

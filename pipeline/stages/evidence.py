@@ -38,6 +38,8 @@ def evidence(paths: Sequence[Path], *, names: Sequence[str] | None = None, outpu
     models = list(meta["models"])
     for model in models:
         answer.print(f"{model}: {meta['models'][model]['path']}")
+    if meta["likelihood"] == "learned":
+        answer.print("evidences and Bayes factors are those of the learned likelihood, of a summary of the data")
     for model, ids in meta["only_in"].items():
         if ids:
             more = ", ..." if len(ids) > NAMED else ""

@@ -7,27 +7,26 @@ run continues with the first that is not. The parts are then put together.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from pipeline.errors import InputError
 from pipeline.estimators.learned_likelihood import attributes_of
 from pipeline.estimators.posterior import Posterior, load_posterior
 from pipeline.progress import console, progress_bar
-from pipeline.schema import PREDICTIVE, STAGE, VERDICTS
+from pipeline.schema import STAGE
 from pipeline.settings import CaseSettings, InferSettings
 from pipeline.stages.catalogue import Catalogue, open_catalogue
 from pipeline.stages.inference_file import join_parts, write_inference
 from pipeline.stages.ladder import climb_all, rows_to_search
 from pipeline.stages.parts import Parts, Share
 from pipeline.stages.run import Run, begin, finish, need_same_settings, with_digests
-from pipeline.store import content_key, input_digest, open_hdf5, read_attribute, read_key, stamp
+from pipeline.stages.terminal import LISTED, print_certificates
+from pipeline.store import content_key, input_digest, read_attribute, read_key, stamp
 from simulators.protocol import has_likelihood
 
 VERSION = 6
@@ -36,8 +35,6 @@ STORED = 100
 MOST_ROWS = 1_000
 COPIES = 4
 """Arrays the size of all weighted draws of a part that are in memory at once: amortized, repaired, and at work."""
-LISTED = 20
-"""Observations that the terminal lists one by one."""
 
 
 def infer(run: Run, *, share: Share | None = None) -> Path:
@@ -162,73 +159,3 @@ def rows_of_a_part(settings: InferSettings, dimension: int) -> int:
     """Observations whose weighted draws (theta and three densities, float64) fit into `memory_gb`."""
     needed = COPIES * 8 * (dimension + 3) * settings.most_proposals
     return int(min(MOST_ROWS, max(1, settings.memory_gb * 1e9 // needed)))
-
-
-# ---------------------------------------------------------------- terminal
-
-
-def print_certificates(path: Path) -> None:
-    """How many of each verdict; a line for each of a few observations, those that need attention first."""
-    with open_hdf5(path) as file:
-        group: Any = file["certificate"]
-        verdicts = [v.decode() for v in group["verdict"][:]]
-        atypical = group["atypical"][:].astype(bool)
-        order = sorted(range(len(verdicts)), key=lambda n: (verdicts[n] != "failed", not atypical[n]))
-        many = len(verdicts) > LISTED
-        if many:
-            order = [n for n in order if verdicts[n] == "failed" or atypical[n]]
-            console.print(
-                ", ".join(f"{n} {v}" for v, n in Counter(verdicts).most_common()) + f"; {atypical.sum()} atypical"
-            )
-        _print_rows(group, order[:LISTED], verdicts)
-        if len(order) > LISTED:
-            console.print(f"... and {len(order) - LISTED} more that failed or are atypical: see group `certificate`")
-        for n in order[:LISTED]:
-            identifier, note = group["observation"][n].decode(), group["note"][n].decode()
-            if not many:
-                terms = (
-                    f"reconstruction {group['reconstruction'][n]:.3f} - regularization {group['regularization'][n]:.3f}"
-                )
-                console.print(f"{identifier}: ELBO {group['elbo'][n]:.3f} = {terms} nats")
-            if note or verdicts[n] == "failed":
-                console.print(f"{identifier}: {verdicts[n]}: {VERDICTS[verdicts[n]]}. {note}")
-            if group["surrogate_spread"][n] == group["surrogate_spread"][n]:
-                console.print(f"{identifier}: {_of_the_surrogate(group, n)}")
-            if atypical[n]:
-                console.print(f"{identifier}: atypical: {_why_atypical(group, n)}")
-
-
-def _of_the_surrogate(group: Any, n: int) -> str:
-    """How far the learned likelihood is to be trusted."""
-    names = ("surrogate_error", "surrogate_spread", "surrogate_outside")
-    error, spread, outside = (float(group[name][n]) for name in names)
-    return f"learned likelihood: its networks differ by {error:.3f} nats in log evidence, {spread:.3f} nats a draw; {100 * outside:.1f} % of draws outside what was simulated"
-
-
-def _why_atypical(group: Any, n: int) -> str:
-    """The p-values of its checks."""
-    names = ["typicality", "predictive", *(name for name in group if name.startswith(PREDICTIVE))]
-    values = ", ".join(f"{name} {group[name][n]:.2g}" for name in names if group[name][n] == group[name][n])
-    return f"unlike what was simulated, or what its posterior predicts (p-values: {values})"
-
-
-def _print_rows(group: Any, rows: list[int], verdicts: list[str]) -> None:
-    if not rows:
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in ("observation", "verdict", "log evidence", "gap", "ESS fraction", "pareto k"):
-        table.add_column(column, justify="left" if column in ("observation", "verdict") else "right", no_wrap=True)
-    for n in rows:
-        lines = [(group["observation"][n].decode(), verdicts[n], "")]
-        if verdicts[n] in ("refined", "sampled"):
-            lines.append(("", "amortized", "amortized_"))
-        for name, label, which in lines:
-            table.add_row(
-                name,
-                label,
-                f"{group[f'{which}log_evidence'][n]:.3f} ± {group[f'{which}log_evidence_error'][n]:.4f}",
-                f"{group[f'{which}kl_gap'][n]:.4f}",
-                f"{group[f'{which}ess_fraction'][n]:.3f}",
-                f"{group[f'{which}pareto_k'][n]:.2f}",
-            )
-    console.print(table)

@@ -28,6 +28,7 @@ from pipeline.settings import InferSettings
 from pipeline.stages.amortized_rung import infer_stream, proposal_of, side_by_side, weigh_amortized
 from pipeline.stages.examine import examine
 from pipeline.stages.isolation import attempt, each, joined
+from pipeline.stages.learned_check import check_learned
 from pipeline.stages.outcome import Outcome, Search, no_outcome
 from pipeline.stages.refined_rung import Repair, refine_all
 from pipeline.stages.sampled_rung import Sampled, sample_one
@@ -133,7 +134,10 @@ class _Ladder:
             seed=self.seed,
             index=self.index,
         )
-        return [replace(o, examined=e, note=joined(o.note, e.note)) for o, e in zip(outcomes, examined, strict=True)]
+        outcomes = [
+            replace(o, examined=e, note=joined(o.note, e.note)) for o, e in zip(outcomes, examined, strict=True)
+        ]
+        return check_learned(self.posterior, self.x, outcomes, settings=self.settings, seed=self.seed, index=self.index)
 
     def _amortized(self, condition: Condition) -> tuple[list[WeightedDraws], list[Evidence]]:
         """Weighted draws of the amortized q, (K, 1) for each row, and their figures."""
@@ -249,7 +253,13 @@ def _after_refinement(before: Outcome, repair: Repair, settings: InferSettings) 
 
 def _after_search(before: Outcome, searched: Searched) -> Outcome:
     standing, found = searched.standing, searched.found
-    figures = Search(float(found.starts), float(len(found.optima)), searched.missed, searched.uncovered)
+    figures = Search(
+        starts=float(found.starts),
+        candidates=float(found.candidates),
+        optima=float(len(found.optima)),
+        missed=searched.missed,
+        uncovered=searched.uncovered,
+    )
     return replace(
         before,
         verdict=standing.verdict,

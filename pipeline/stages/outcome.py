@@ -20,12 +20,14 @@ class Search:
 
     Attributes:
         starts: points from which it climbed.
+        candidates: how many of them the simulator named.
         optima: where they ended.
         missed: share of the posterior that q lacked, and that became part of the draws.
         uncovered: share that the draws lack, as far as the search knows.
     """
 
     starts: float = float("nan")
+    candidates: float = float("nan")
     optima: float = float("nan")
     missed: float = float("nan")
     uncovered: float = float("nan")

@@ -6,11 +6,14 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from pipeline.config import case_from_values
 from pipeline.errors import InputError
+from pipeline.plots.certificate_meaning import NOT_CHECKED
+from pipeline.plots.numbers import probability
 from pipeline.plots.report import render_report
 from pipeline.plots.report_content import CalibrationReport, ComparisonRow, ReportContent, ReportFigure
 from pipeline.progress import console
@@ -22,7 +25,7 @@ from pipeline.stages.report_observations import Inferred, inferred_observations
 from pipeline.stages.run import Run, begin, finish, is_stale
 from pipeline.store import complete_or_absent, provenance, read_attribute, read_safetensors_header, write_text
 
-VERSION = 4
+VERSION = 5
 MOST_NAMED = 10
 """Identifiers that a warning spells out."""
 
@@ -68,8 +71,9 @@ def report(run: Run) -> Path:
         settings_yaml=yaml.safe_dump(used.dump(), sort_keys=False),
         provenance={k: str(v) for k, v in record.items() if k not in ("versions", "wall_time_s")},
         versions=record["versions"],
-        warnings=tuple(_warnings(header, inferred, calibration, used.infer)),
-        surrogate_likelihood="likelihood" in inputs,
+        banners=_banners(calibration, inputs),
+        warnings=tuple(_warnings(header, inferred, used.infer)),
+        surrogate_likelihood="likelihood" in inputs or inferred.learned,
     )
     _save_figures(run, figures)
     write_text(output, render_report(content))
@@ -109,13 +113,16 @@ def _save_figures(run: Run, figures: list[ReportFigure]) -> None:
 def _summary(
     inferred: Inferred, comparison: list[ComparisonRow], calibration: CalibrationReport | None
 ) -> tuple[str, ...]:
-    sentences = [f"{inferred.total:,} observation(s): {', '.join(f'{n:,} {v}' for v, n in inferred.counts.items())}."]
+    under = ", all under the learned likelihood" if inferred.learned else ""
+    sentences = [
+        f"{inferred.total:,} observation(s): {', '.join(f'{n:,} {v}' for v, n in inferred.counts.items())}{under}."
+    ]
     if not inferred.total:
         sentences = ["No observation yet: a network for those to come (elboscope infer posterior.safetensors FILE)."]
     if comparison[1:]:
         worst = max(r.c2st or 0.5 for r in comparison[1:])
         sentences.append(
-            f"Two-sample test against {' and '.join(r.side for r in comparison[1:])}: C2ST at most {worst:.3f} (0.5 is equality)."
+            f"Two-sample test against {' and '.join(r.side for r in comparison[1:])}{' on the learned likelihood' if inferred.learned else ''}: C2ST at most {worst:.3f} (0.5 is equality)."
         )
     if calibration is not None:
         word = "Calibrated" if calibration.passed else "NOT calibrated"
@@ -128,32 +135,56 @@ def _learned_likelihood(inputs: Mapping[str, Path]) -> tuple[str, ...]:
     if "likelihood" not in inputs:
         return ()
     found = diagnostics_of(inputs["likelihood"])
-    least = min([*found["ks_p_value"].values(), found["tarp_p_value"]])
     word = "calibrated" if found["calibrated"] else "NOT calibrated"
     return (
         f"The likelihood is learned from {found['simulations']} simulations: held-out log p(s|theta) {found['held_out_log_prob']:.3f} nats, "
         f"spread of its networks {found['held_out_spread']:.3f} nats; ranks of {found['tested']} held-out data among its draws are {word} "
-        f"(least p-value {least:.3f} of {len(found['ks_p_value']) + 1} tests). The certificate speaks of this surrogate; calibration on the simulator itself is below.",
+        f"({_least_of_likelihood(found)}). The certificate speaks of this surrogate; calibration on the simulator itself is below.",
     )
 
 
-def _warnings(
-    header: dict[str, str], inferred: Inferred, calibration: CalibrationReport | None, infer: InferSettings
-) -> list[str]:
+def _least_of_likelihood(found: Mapping[str, Any]) -> str:
+    """Least p-value of what stage `likelihood` tested."""
+    least = min([*found["ks_p_value"].values(), found["tarp_p_value"]])
+    return f"least p-value {probability(least)} of {len(found['ks_p_value']) + 1} tests"
+
+
+def _banners(calibration: CalibrationReport | None, inputs: Mapping[str, Path]) -> tuple[str, ...]:
+    """Failed checks of the whole run: nobody may have to look for them."""
+    said = []
+    if calibration is not None and not calibration.passed:
+        values = [p for r in calibration.rows for p in (r.ks_p_value, r.outside_p_value)]
+        least = min([*values, calibration.tarp_p_value])
+        said.append(
+            f"NOT calibrated on {calibration.simulations} held-out simulations (least p-value {probability(least)} of {len(values) + 1} "
+            "tests): see the rank plots before using any posterior of this run."
+        )
+    found = diagnostics_of(inputs["likelihood"]) if "likelihood" in inputs else {"calibrated": True}
+    if not found["calibrated"]:
+        said.append(
+            f"The learned likelihood is NOT calibrated on held-out simulations ({_least_of_likelihood(found)}): it differs "
+            "from the simulator. More simulations, or more steps of stage likelihood, are the remedy."
+        )
+    return tuple(said)
+
+
+def _warnings(header: dict[str, str], inferred: Inferred, infer: InferSettings) -> list[str]:
     found = []
     if inferred.failed:
-        found.append(f"{_named(inferred.failed)}: no rung of the ladder passed; these draws are not to be trusted.")
+        found.append(
+            f"{_named(inferred.failed)}: no rung of the ladder passed, or a check of the result failed; these draws are not to be trusted."
+        )
     if inferred.atypical:
         found.append(f"{_named(inferred.atypical)}: unlike anything simulated, or unlike what the posterior predicts.")
+    if inferred.unchecked:
+        found.append(
+            f"{_named(inferred.unchecked)}: not checked, {NOT_CHECKED} (infer.surrogate_check is the number of simulations)."
+        )
     found += [
         f"{o.identifier}: {100 * o.certificate['surrogate_outside']:.0f} % of its draws lie outside what was simulated: there the learned likelihood is a guess."
         for o in inferred.listed
         if o.certificate.get("surrogate_outside", 0.0) > infer.most_outside
     ]
-    if calibration is not None and not calibration.passed:
-        found.append(
-            "Calibration on held-out simulations failed: see the rank plots before using any posterior of this run."
-        )
     if int(header.get("refused", "0")):
         found.append(
             f"{header['refused']} draws met in training had no finite likelihood or prior: no weight, no gradient."

@@ -41,6 +41,8 @@ class Inferred:
         counts: of every verdict, over all observations.
         listed: those that are shown one by one.
         failed, atypical: identifiers of all that have no reliable posterior, and that are unlike the simulations.
+        learned: the likelihood is a learned one.
+        unchecked: of all whose learned likelihood was not compared with its simulator at their draws.
         figures: in order.
     """
 
@@ -48,6 +50,8 @@ class Inferred:
     listed: tuple[ObservationReport, ...] = ()
     failed: tuple[str, ...] = ()
     atypical: tuple[str, ...] = ()
+    learned: bool = False
+    unchecked: tuple[str, ...] = ()
     figures: tuple[ReportFigure, ...] = ()
 
     @property
@@ -77,8 +81,18 @@ def inferred_observations(run: Run, path: Path, compare: Path | None) -> Inferre
             listed=tuple(_observation(run, inference, n) for n in rows),
             failed=tuple(names[verdicts == "failed"]),
             atypical=() if atypical is None else tuple(names[atypical]),
+            learned=inference.likelihood_is_learned(),
+            unchecked=tuple(names[_is_unchecked(inference)]),
             figures=tuple(figures),
         )
+
+
+def _is_unchecked(inference: InferenceFile) -> NDArray[np.bool_]:
+    """Rows under a learned likelihood that was not compared with its simulator; older files never say, (N,)."""
+    checked = inference.certificate("surrogate_check")
+    if not inference.likelihood_is_learned():
+        return np.zeros(len(inference.ids), dtype=bool)
+    return np.ones(len(inference.ids), dtype=bool) if checked is None else np.isnan(checked)
 
 
 def _rows_to_list(inference: InferenceFile) -> list[int]:
@@ -108,7 +122,9 @@ def _observation(run: Run, inference: InferenceFile, n: int) -> ObservationRepor
     ]
     group: Any = inference.file["certificate"]
     numbers = {name: float(group[name][n]) for name in inference.certificate_names()}
-    return ObservationReport(inference.ids[n], str(inference.verdicts()[n]), numbers, tuple(rows))
+    notes = inference.notes()
+    note = "" if notes is None else str(notes[n])
+    return ObservationReport(inference.ids[n], str(inference.verdicts()[n]), numbers, tuple(rows), note)
 
 
 def _figures_of(run: Run, inference: InferenceFile, compare: Path | None, n: int) -> list[ReportFigure]:

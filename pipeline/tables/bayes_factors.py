@@ -40,7 +40,8 @@ def bayes_factors(paths: Sequence[str | Path], *, names: Sequence[str] | None = 
         One row an observation: `id`; for each model `log_evidence_<name>`, `log_evidence_error_<name>`,
         `verdict_<name>`; for each but the first `log_bayes_factor_<name>`, `log_bayes_factor_error_<name>`; and
         `warning`, which models' figures are not to be trusted and why. `meta`: `reference` (the
-        first model), `models` (name to file and content key) and `only_in` (name to the identifiers that not every file has).
+        first model), `models` (name to file and content key), `likelihood` (own, or learned) and `only_in` (name to the
+        identifiers that not every file has).
 
     Raises:
         InputError: fewer than two files, no observation in common, data that differ under the same identifier, other
@@ -237,6 +238,7 @@ def _table(opened: Mapping[str, InferenceFile], rows: Mapping[str, Any], ids: Se
             model: {k: v for k, v in i.origin().items() if isinstance(v, str)} | {"path": str(i.path)}
             for model, i in opened.items()
         },
+        "likelihood": "learned" if opened[first].likelihood_is_learned() else "own",
         "only_in": {model: [i for i in inference.ids if i not in in_all] for model, inference in opened.items()},
     }
     return QTable(columns, meta=meta, copy=False)

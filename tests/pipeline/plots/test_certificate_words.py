@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from pipeline.plots.certificate_words import FOLDED, MEANING, SURROGATE_NAMES, certificate_lines
+from pipeline.plots.certificate_meaning import MEANING
+from pipeline.plots.certificate_words import FOLDED, certificate_lines
 from pipeline.schema import CERTIFICATE
 from pipeline.settings import InferSettings
 
@@ -14,10 +15,22 @@ def by_name(certificate):
 
 
 def test_every_number_of_the_schema_has_words(good):
-    assert set(MEANING) == set(CERTIFICATE)
-    assert set(by_name(good)) == set(CERTIFICATE) - FOLDED - set(SURROGATE_NAMES)
-    learned = dict.fromkeys(SURROGATE_NAMES, 0.01)
-    assert set(by_name(good | learned)) == set(CERTIFICATE) - FOLDED
+    assert set(CERTIFICATE) <= set(MEANING)
+    assert set(by_name(good)) == set(good) - FOLDED
+    assert set(by_name(dict.fromkeys(MEANING, 0.01))) == set(MEANING) - FOLDED
+
+
+def test_what_was_not_made_has_no_line_and_what_had_to_be_fails(good):
+    nothing = dict.fromkeys(set(MEANING) - set(good), math.nan)
+    assert set(by_name(good | nothing)) == set(good) - FOLDED
+    assert by_name(good | {"kl_gap": math.nan})["kl_gap"].mark == "fail"
+
+
+def test_a_learned_likelihood_that_was_not_checked_says_so(good):
+    assert "surrogate_check" not in by_name(good)
+    for found in ({}, {"surrogate_check": math.nan}):
+        line = by_name(good | {"surrogate_spread": 0.1} | found)["surrogate_check"]
+        assert (line.value, line.mark) == ("not checked", "info")
 
 
 def test_units_and_digits(good):
@@ -55,6 +68,8 @@ def test_bad_numbers_fail(name, value, failing, good):
 @pytest.mark.parametrize(
     ("name", "value", "mark"),
     [
+        ("surrogate_check", 0.001, "pass"),
+        ("surrogate_check", 0.0009, "fail"),
         ("surrogate_outside", 0.04, "pass"),
         ("surrogate_outside", 0.06, "fail"),
         ("surrogate_error", 0.5, "info"),
@@ -65,6 +80,22 @@ def test_a_learned_likelihood_is_judged_by_where_the_draws_lie(name, value, mark
     line = by_name(good | {name: value})[name]
     assert line.mark == mark
     assert ("no better than this" in line.judgement) == (name == "surrogate_error")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "mark"),
+    [
+        ("rounding", 0.009, "pass"),
+        ("rounding", 0.02, "fail"),
+        ("distinct_draws", 18_200, "pass"),
+        ("distinct_draws", 18_199, "fail"),  # 91 % of 20,000 are said to be effective
+        ("search_uncovered", 0.0, "pass"),
+        ("search_uncovered", 0.05, "fail"),
+        ("inputs_held", 3, "info"),
+    ],
+)
+def test_arithmetic_and_search_are_judged(name, value, mark, good):
+    assert by_name(good | {name: value})[name].mark == mark
 
 
 def test_a_bad_amortized_q_is_information_and_no_failure(good):

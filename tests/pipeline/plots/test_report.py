@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.plots.certificate_words import BLIND_SPOT, SURROGATE
+from pipeline.plots.certificate_meaning import BLIND_SPOT, SURROGATE
 from pipeline.plots.report import render_report
 from pipeline.plots.report_content import (
     CalibrationReport,
@@ -158,6 +158,37 @@ def test_says_what_a_referee_has_to_know(content):
         assert expected in text
     for expected in ("✓ Passed", "500 simulations", "0.67", "rolled back", "kept", "torch 2.13.0", "Mind & this."):
         assert expected in text
+
+
+def test_under_a_learned_likelihood_nothing_is_green_and_every_baseline_says_of_what(content):
+    html = render_report(dataclasses.replace(content, surrogate_likelihood=True))
+    text = words(html)
+    assert '<span class="badge amber">refined · learned likelihood</span>' in html
+    assert 'class="badge good"' not in html
+    assert 'class="badge good">refined</span>' in render_report(content)
+    assert "Not checked: the learned likelihood was not compared" in text[: text.index("Certificate Verdict")]
+    for expected in (
+        "Comparison on the same learned likelihood and prior",
+        "Every column is of the learned likelihood",
+        "Log evidence of the learned likelihood, own",
+        "log evidence of the learned likelihood",
+        "All of these, MCMC and nested sampling too, are posteriors of the learned likelihood",
+    ):
+        assert expected in text, expected
+        assert expected not in words(render_report(content))
+
+
+def test_a_failed_check_of_the_run_is_a_banner_before_all_else(content):
+    html = render_report(dataclasses.replace(content, banners=("NOT calibrated (p 0.001).",)))
+    assert '<p class="banner" role="alert">NOT calibrated (p 0.001).</p>' in html
+    assert html.index("NOT calibrated") < html.index("Mind &amp; this.") < html.index("One sentence.")
+    assert 'class="banner"' not in render_report(content)
+
+
+def test_the_note_of_an_observation_is_shown(content):
+    noted = dataclasses.replace(content.observations[0], note="the learned likelihood differs")
+    text = words(render_report(dataclasses.replace(content, observations=(noted,))))
+    assert "Note. the learned likelihood differs." in text
 
 
 def test_user_text_is_escaped(content):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from pipeline.estimators.posterior import load_posterior
 from pipeline.settings import CaseSettings
 from pipeline.stages.check import check
 from pipeline.stages.infer import infer
+from pipeline.stages.ladder import climb_all, one_row
+from pipeline.stages.learned_check import check_learned
 from pipeline.stages.likelihood import diagnostics_of, likelihood, load_likelihood
 from pipeline.stages.report import report
 from pipeline.stages.rounds import Found, is_stable, propose, simulate_round
@@ -73,6 +76,28 @@ def test_evidence_is_that_of_the_exact_likelihood_within_what_the_certificate_sa
         assert (c["surrogate_spread"][:] < 1.0).all()
     # five numbers learned from 3,000 simulations by small networks: some tenths of a nat
     assert np.abs(error).max() < 0.6
+
+
+def test_outcomes_are_checked_at_their_draws_each_by_itself(hidden: Run) -> None:
+    """The simulator is asked; an observation's figures do not depend on what is beside it; off: nothing changes."""
+    posterior = load_posterior(hidden.output("train"))
+    settings, x = hidden.case.infer, hidden.observation().x
+    outcomes = climb_all(posterior, x, settings=settings, seed=1, index=0)
+    both = check_learned(posterior, x, outcomes, settings=settings, seed=1, index=0)
+    second = check_learned(posterior, one_row(x, 1), outcomes[1:], settings=settings, seed=1, index=1)
+    assert both[1].surrogate == second[0].surrogate
+    for before, outcome in zip(outcomes, both, strict=True):
+        p_value = outcome.surrogate["surrogate_check"]
+        assert 0 < p_value <= 1
+        assert outcome.surrogate["surrogate_failed"] == 0
+        differs = p_value < settings.surrogate_below
+        assert ("differs from the simulator" in outcome.note) == differs
+        assert outcome.verdict == ("failed" if differs else before.verdict)
+    off = check_learned(
+        posterior, x, outcomes, settings=settings.model_copy(update={"surrogate_check": 0}), seed=1, index=0
+    )
+    assert [o.verdict for o in off] == [o.verdict for o in outcomes]
+    assert all(math.isnan(o.surrogate["surrogate_check"]) for o in off)
 
 
 def test_results_say_that_the_likelihood_is_learned_and_of_what_summary(hidden: Run) -> None:
@@ -173,6 +198,10 @@ def test_the_report_says_that_the_certificate_speaks_of_a_surrogate(hidden: Run)
     assert "The likelihood is learned from 3000 simulations" in page
     assert "speak of that surrogate" in page
     assert "Draws outside what was simulated" in page
+    assert 'class="badge good"' not in page
+    found = diagnostics_of(hidden.output("likelihood"))
+    assert ('role="alert">The learned likelihood is NOT calibrated' in page) == (not found["calibrated"])
+    assert ("Not checked: the learned likelihood" in page) != ("Simulated anew at the delivered draws" in page)
 
 
 def test_check_says_that_it_will_be_learned(hidden: Run, capsys: pytest.CaptureFixture[str]) -> None:
