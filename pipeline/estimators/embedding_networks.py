@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from sbi.neural_nets.embedding_nets import CNNEmbedding, FCEmbedding
@@ -33,6 +34,30 @@ def convolutions(shape: Sequence[int], settings: EmbeddingSettings) -> nn.Module
         raise InputError(
             f"train.embedding: {len(settings.channels)} convolutions of width {settings.kernel}, each pooled by two, do not fit a grid of {tuple(shape[1:])}; use fewer channels or a smaller kernel"
         ) from None
+
+
+class SmoothNetwork(nn.Module):
+    """x itself, and beside it what a network of smooth units makes of it: (N, F) -> (N, C).
+
+    Rectified units lose digits of x that a narrow posterior needs. Where F is more than the network's output, that
+    many linear combinations stand for x.
+
+    Args:
+        features: F.
+        settings: sizes; C = output + min(F, output).
+    """
+
+    def __init__(self, features: int, settings: EmbeddingSettings) -> None:
+        super().__init__()
+        sizes = [features, *[settings.hidden] * settings.layers]
+        hidden = [part for i, o in pairwise(sizes) for part in (nn.Linear(i, o), nn.SiLU())]
+        self.network = nn.Sequential(*hidden, nn.Linear(sizes[-1], settings.output))
+        fits = features <= settings.output
+        self.linear = nn.Identity() if fits else nn.Linear(features, settings.output, bias=False)
+        self.output = settings.output + min(features, settings.output)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.cat([self.linear(features), self.network(features)], dim=-1)
 
 
 class SetNetwork(nn.Module):

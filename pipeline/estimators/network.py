@@ -2,7 +2,8 @@ r"""q(theta given x) as one torch module.
 
     theta = T(v),   v = location(x) + scale(x) (shift + width u),   u ~ flow(context(x))
 
-T maps onto the support of the prior; location and scale are the simulator's pilot (0 and 1 without one);
+T maps onto the support of the prior; location and scale are the simulator's pilot; without one a linear regression
+where that explains theta almost wholly (`linear_start`), 0 and 1 elsewhere;
 shift and width standardise the training set; context is the embedding of x. For a periodic parameter v is an
 angle, u is v turned by the pilot's location, and there is no scale.
 """
@@ -19,6 +20,7 @@ from torch.func import functional_call
 
 from pipeline.estimators.embedding import Embedding
 from pipeline.estimators.flow import ConditionalFlow
+from pipeline.estimators.linear_start import LinearStart
 from pipeline.estimators.support import SupportTransform, unconstrained_dimension
 from pipeline.settings import EmbeddingSettings, FlowSettings
 from simulators.priors import prior_of
@@ -97,6 +99,8 @@ class PosteriorNetwork(nn.Module):
         self.dimension = self.support.dimension
         self.angles = [d for d, p in enumerate(periodic) if p]
         self.embedding = Embedding(features, embedding, shape=shape, readout=readout)
+        # a summary has to say all that is known of theta: beside a regression it would leave that out
+        self.start = None if readout else LinearStart(features, self.support)
         self.flow = ConditionalFlow(self.dimension, self.embedding.output, flow, periodic=periodic)
         self.register_buffer("shift", torch.zeros(self.dimension, dtype=torch.float64))
         self.register_buffer("width", torch.ones(self.dimension, dtype=torch.float64))
@@ -106,6 +110,9 @@ class PosteriorNetwork(nn.Module):
 
         Median and half the 16-84 % range, which single outliers of the pilot cannot spoil.
         """
+        self.embedding.standardize.fit(inputs.features)
+        self._begin(theta, inputs)
+        inputs = self.started(inputs)
         w = (self.support.to_unconstrained(theta.double()) - inputs.location) / inputs.scale
         low, middle, high = torch.quantile(
             w[:100_000], torch.tensor([0.16, 0.5, 0.84], dtype=w.dtype, device=w.device), dim=0
@@ -114,10 +121,22 @@ class PosteriorNetwork(nn.Module):
         self.width.copy_(((high - low) / 2).clamp_min(1e-12))
         self.shift[self.angles] = 0.0  # a circle has no end to be measured from, and no unit but the turn
         self.width[self.angles] = 1.0
-        self.embedding.standardize.fit(inputs.features)
+
+    def _begin(self, theta: Tensor, inputs: NetworkInput) -> None:
+        """Fit the linear start to a training set that has no pilot."""
+        if self.start is not None and bool((inputs.location == 0).all() & (inputs.scale == 1).all()):
+            self.start.fit(theta, self.embedding.standardize(inputs.features).flatten(1))
+
+    def started(self, inputs: NetworkInput) -> NetworkInput:
+        """The inputs with location and scale of the linear start, where there is one."""
+        if self.start is None or not self.start.begun:
+            return inputs
+        location, scale = self.start(self.embedding.standardize(inputs.features).flatten(1))
+        return NetworkInput(inputs.features, location, scale)
 
     def condition(self, inputs: NetworkInput) -> Condition:
         """Embed x, once for all its draws."""
+        inputs = self.started(inputs)
         return Condition(self.embedding(inputs.features), inputs.location, inputs.scale)
 
     def draw(

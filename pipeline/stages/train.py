@@ -22,16 +22,17 @@ from pipeline.stages.simulate import HELD_OUT
 from pipeline.store import open_hdf5, write_text
 from pipeline.training.data import FreshNoise, FreshSimulations, Source, TrainingSet
 from pipeline.training.launch import launch
+from pipeline.training.outcome import Trained
 from pipeline.training.processes import Processes
 from pipeline.training.rows import SimulationRows
-from pipeline.training.schedule import Trained, format_history, train_schedule
+from pipeline.training.schedule import format_history, train_schedule
 from pipeline.training.storage import load, storage_of, stored_simulations
 from pipeline.training.together import together
 from simulators.noise_free import WithSignal
 from simulators.priors import to_device
 from simulators.protocol import Simulator
 
-VERSION = 5
+VERSION = 6
 HELD_OUT_ROWS = 512
 """Held-out simulations used for checks while training; the rest is left to `validate` (typicality is ranked by all)."""
 
