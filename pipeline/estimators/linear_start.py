@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from pipeline.estimators.support import SupportTransform
 from simulators.priors import IndependentPrior
 
-UNEXPLAINED = 0.01
-"""Share of a parameter's variance that the regression may leave: its residual is at most a tenth of the prior's width."""
+UNEXPLAINED = 1e-3
+"""Share of a parameter's variance that the regression may leave: a residual of 3 % of the prior's width. What is left where
+it is more is rather the curvature of the model than noise, and a start from it was worse than none (docs/training.md)."""
 ROWS, FEATURES, ROWS_A_FEATURE = 20_000, 1_000, 10
 """Rows that are read, features above which there is no regression, and least rows for each feature."""
 REACH = 3.0

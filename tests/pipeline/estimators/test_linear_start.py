@@ -65,14 +65,14 @@ def standardized(simulator: Any, theta: Tensor, inputs: NetworkInput) -> Posteri
 
 
 @pytest.mark.parametrize("priors", [(UNIFORM, UNIFORM), ({"normal": [5.0, 2.0]}, UNIFORM)])
-@pytest.mark.parametrize("noise", [0.1, 1e-3, 1e-4])
+@pytest.mark.parametrize("noise", [0.05, 1e-3, 1e-4])
 def test_q_begins_at_a_narrow_posterior_however_narrow(
     noise: float, priors: tuple[dict[str, list[float]], ...]
 ) -> None:
     r"""$\langle \log q \rangle$ of the truth before any training, against minus the entropy of the posterior.
 
     -log(2 pi e s^2) + log |A| = 0.7 nats of tolerance: correlations (none here, A is near orthogonal) and what the flow's
-    random start costs; without the start q is the prior, 2 log(s / prior) = 8 to 32 nats lower.
+    random start costs; without the start q is the prior, 2 log(s / prior) = 8 nats and more lower.
     """
     simulator = Sum(noise, *priors)
     theta, inputs = simulations(simulator)
