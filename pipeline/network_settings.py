@@ -48,7 +48,7 @@ class EmbeddingSettings(Settings):
 
     kind: Literal["mlp", "none", "residual", "cnn1d", "cnn2d", "set", "transformer"] = Field(
         default="mlp",
-        description="mlp: features as they are (up to `output` of them, linear combinations of more), and beside them what a network of smooth units makes of them; none: features go to the flow as they are; residual: sbi's ResNetEmbedding1D; cnn1d, cnn2d: sbi's CNNEmbedding, shape [channels, length] or [channels, height, width]; set: items pooled in no order; transformer: items that attend to each other; both of shape [items, numbers], the last number a mask, 1 present, 0 absent",
+        description="mlp: features as they are (up to `output` of them, linear combinations of more), and beside them what sbi's FCEmbedding makes of them; none: features go to the flow as they are; residual: sbi's ResNetEmbedding1D; cnn1d, cnn2d: sbi's CNNEmbedding, shape [channels, length] or [channels, height, width]; set: items pooled in no order; transformer: items that attend to each other; both of shape [items, numbers], the last number a mask, 1 present, 0 absent",
     )
     hidden: Positive = Field(default=128, description="width of the hidden layers")
     layers: Positive = Field(

@@ -10,7 +10,7 @@ from sbi.neural_nets.embedding_nets import ResNetEmbedding1D
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from pipeline.estimators.embedding_networks import SetNetwork, SmoothNetwork, TransformerNetwork, convolutions
+from pipeline.estimators.embedding_networks import BesideX, SetNetwork, TransformerNetwork, convolutions
 from pipeline.estimators.standardize import Standardize, StandardizeChannels, StandardizeItems
 from pipeline.settings import EmbeddingSettings
 
@@ -87,7 +87,7 @@ class Embedding(nn.Module):
                     construct_mapping_kwargs={"c_hidden": hidden},
                 )
             else:
-                self.network = SmoothNetwork(features, settings)
+                self.network = BesideX(features, settings)
                 self.output = self.network.output
         if readout is not None:
             self.network = nn.Sequential(self.network, nn.Linear(self.output, readout))

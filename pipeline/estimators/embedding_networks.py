@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from sbi.neural_nets.embedding_nets import CNNEmbedding, FCEmbedding
@@ -36,10 +35,10 @@ def convolutions(shape: Sequence[int], settings: EmbeddingSettings) -> nn.Module
         ) from None
 
 
-class SmoothNetwork(nn.Module):
-    """x itself, and beside it what a network of smooth units makes of it: (N, F) -> (N, C).
+class BesideX(nn.Module):
+    """x itself, and beside it what sbi's FCEmbedding makes of it: (N, F) -> (N, C).
 
-    Rectified units lose digits of x that a narrow posterior needs. Where F is more than the network's output, that
+    Rectified units alone lose digits of x that a narrow posterior needs. Where F is more than the network's output, that
     many linear combinations stand for x.
 
     Args:
@@ -49,12 +48,10 @@ class SmoothNetwork(nn.Module):
 
     def __init__(self, features: int, settings: EmbeddingSettings) -> None:
         super().__init__()
-        sizes = [features, *[settings.hidden] * settings.layers]
-        hidden = [part for i, o in pairwise(sizes) for part in (nn.Linear(i, o), nn.SiLU())]
-        self.network = nn.Sequential(*hidden, nn.Linear(sizes[-1], settings.output))
-        fits = features <= settings.output
-        self.linear = nn.Identity() if fits else nn.Linear(features, settings.output, bias=False)
-        self.output = settings.output + min(features, settings.output)
+        output = settings.output
+        self.network = FCEmbedding(features, output_dim=output, num_layers=settings.layers, num_hiddens=settings.hidden)
+        self.linear = nn.Identity() if features <= output else nn.Linear(features, output, bias=False)
+        self.output = output + min(features, output)
 
     def forward(self, features: Tensor) -> Tensor:
         return torch.cat([self.linear(features), self.network(features)], dim=-1)
