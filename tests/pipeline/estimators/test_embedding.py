@@ -200,7 +200,7 @@ def test_mlp_has_the_sizes_of_its_settings() -> None:
     assert embedding.output == 6 + 5
     assert embedding(features()[:4]).shape == (4, 6 + 5)
     widths = [m.out_features for m in embedding.modules() if isinstance(m, torch.nn.Linear)]
-    assert widths == [17, 17, 17, 6]
+    assert widths == [17, 17, 6]
 
 
 def test_mlp_hands_x_on_without_loss_and_linear_combinations_of_more_than_its_output() -> None:
