@@ -48,13 +48,13 @@ class EmbeddingSettings(Settings):
 
     kind: Literal["mlp", "none", "residual", "cnn1d", "cnn2d", "set", "transformer"] = Field(
         default="mlp",
-        description="mlp: sbi's FCEmbedding; none: features go to the flow as they are; residual: sbi's ResNetEmbedding1D; cnn1d, cnn2d: sbi's CNNEmbedding, shape [channels, length] or [channels, height, width]; set: items pooled in no order; transformer: items that attend to each other; both of shape [items, numbers], the last number a mask, 1 present, 0 absent",
+        description="mlp: features as they are (up to `output` of them, linear combinations of more), and beside them what sbi's FCEmbedding makes of them; none: features go to the flow as they are; residual: sbi's ResNetEmbedding1D; cnn1d, cnn2d: sbi's CNNEmbedding, shape [channels, length] or [channels, height, width]; set: items pooled in no order; transformer: items that attend to each other; both of shape [items, numbers], the last number a mask, 1 present, 0 absent",
     )
     hidden: Positive = Field(default=128, description="width of the hidden layers")
     layers: Positive = Field(
         default=2, description="layers of the MLP (of both, for set); blocks of residual and transformer"
     )
-    output: Positive = Field(default=64, description="numbers handed to the flow")
+    output: Positive = Field(default=64, description="numbers that the network hands to the flow")
     shape: tuple[Positive, ...] = Field(
         default=(), description="shape of the features of one observation; default: the simulator's feature_shape"
     )

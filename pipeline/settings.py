@@ -54,6 +54,16 @@ class SimulateSettings(Settings):
 Objective = Literal["elbo", "iwelbo", "forward_kl", "wake"]
 
 
+RATES: dict[Objective, float] = {"forward_kl": 5e-3, "wake": 5e-3, "iwelbo": 1e-3, "elbo": 1e-3}
+"""Learning rates where none is given: a bound is climbed more slowly than a density is fitted, or modes and tails are lost."""
+
+
+def _rate_of(values: dict[str, Any]) -> float:
+    """The least of those that suit the objectives of a phase."""
+    objective = values.get("objective", "elbo")  # missing where it was refused
+    return min(RATES[name] for name in ([objective] if isinstance(objective, str) else objective or RATES))
+
+
 class PhaseSettings(Settings):
     """One phase of the training schedule: one objective, or a weighted sum, for a number of steps."""
 
@@ -62,7 +72,8 @@ class PhaseSettings(Settings):
     )
     steps: Positive = Field(description="optimiser steps")
     learning_rate: PositiveFloat = Field(
-        default=1e-3, description="Adam, at the start of the phase; decays to a hundredth by a cosine"
+        default_factory=_rate_of,
+        description="Adam, at the start of the phase; decays to a hundredth by a cosine; default: 5e-3 for forward_kl and wake, 1e-3 for elbo and iwelbo, the least of them for a weighted sum",
     )
     batch: Positive = Field(default=512, description="rows of x a step")
     draws: Positive = Field(

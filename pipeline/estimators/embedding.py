@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-from sbi.neural_nets.embedding_nets import FCEmbedding, ResNetEmbedding1D
+from sbi.neural_nets.embedding_nets import ResNetEmbedding1D
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from pipeline.estimators.embedding_networks import SetNetwork, TransformerNetwork, convolutions
+from pipeline.estimators.embedding_networks import BesideX, SetNetwork, TransformerNetwork, convolutions
 from pipeline.estimators.standardize import Standardize, StandardizeChannels, StandardizeItems
 from pipeline.settings import EmbeddingSettings
 
@@ -48,7 +48,7 @@ class Embedding(nn.Module):
         features: F.
         settings: kind and sizes of the network.
         shape: of the features of one observation; `settings.shape` goes before it. Kinds with structure need it.
-        readout: C where a linear layer is to follow: sbi's networks end in a ReLU, whose output piles up at zero, which has no density.
+        readout: C where a linear layer is to follow: most networks end in a ReLU, whose output piles up at zero, which has no density.
 
     Raises:
         InputError: a kind with structure without a shape, or with one that does not fit.
@@ -87,7 +87,8 @@ class Embedding(nn.Module):
                     construct_mapping_kwargs={"c_hidden": hidden},
                 )
             else:
-                self.network = FCEmbedding(features, output_dim=output, num_layers=layers, num_hiddens=hidden)
+                self.network = BesideX(features, settings)
+                self.output = self.network.output
         if readout is not None:
             self.network = nn.Sequential(self.network, nn.Linear(self.output, readout))
             self.output = readout

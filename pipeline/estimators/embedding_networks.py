@@ -35,6 +35,28 @@ def convolutions(shape: Sequence[int], settings: EmbeddingSettings) -> nn.Module
         ) from None
 
 
+class BesideX(nn.Module):
+    """x itself, and beside it what sbi's FCEmbedding makes of it: (N, F) -> (N, C).
+
+    Rectified units alone lose digits of x that a narrow posterior needs. Where F is more than the network's output, that
+    many linear combinations stand for x.
+
+    Args:
+        features: F.
+        settings: sizes; C = output + min(F, output).
+    """
+
+    def __init__(self, features: int, settings: EmbeddingSettings) -> None:
+        super().__init__()
+        output = settings.output
+        self.network = FCEmbedding(features, output_dim=output, num_layers=settings.layers, num_hiddens=settings.hidden)
+        self.linear = nn.Identity() if features <= output else nn.Linear(features, output, bias=False)
+        self.output = output + min(features, output)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.cat([self.linear(features), self.network(features)], dim=-1)
+
+
 class SetNetwork(nn.Module):
     r"""Items in no order: $c = f( \frac{1}{n} \sum_i g(x_i), \log(1 + n) )$ over the n present items.
 

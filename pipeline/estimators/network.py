@@ -2,9 +2,10 @@ r"""q(theta given x) as one torch module.
 
     theta = T(v),   v = location(x) + scale(x) (shift + width u),   u ~ flow(context(x))
 
-T maps onto the support of the prior; location and scale are the simulator's pilot (0 and 1 without one);
-shift and width standardise the training set; context is the embedding of x. Features and pilot that lie far outside the
-training set are held at a bound (`estimators.standardize`), so that q stays near what it knows. For a periodic parameter v is an
+T maps onto the support of the prior; location and scale are the simulator's pilot; without one a linear regression where
+that explains theta almost wholly (`linear_start`), 0 and 1 elsewhere; shift and width standardise the training set; context
+is the embedding of x. Features and pilot that lie far outside the training set are held at a bound
+(`estimators.standardize`), so that q stays near what it knows. For a periodic parameter v is an
 angle, u is v turned by the pilot's location, and there is no scale.
 """
 
@@ -20,6 +21,7 @@ from torch.func import functional_call
 
 from pipeline.estimators.embedding import Embedding
 from pipeline.estimators.flow import ConditionalFlow
+from pipeline.estimators.linear_start import LinearStart
 from pipeline.estimators.standardize import BOUND, SAME, location_and_scale
 from pipeline.estimators.support import SupportTransform, unconstrained_dimension
 from pipeline.settings import EmbeddingSettings, FlowSettings
@@ -108,6 +110,8 @@ class PosteriorNetwork(nn.Module):
         self.dimension = self.support.dimension
         self.angles = [d for d, p in enumerate(periodic) if p]
         self.embedding = Embedding(features, embedding, shape=shape, readout=readout)
+        # a summary has to say all that is known of theta: beside a regression it would leave that out
+        self.start = None if readout else LinearStart(features, self.support)
         self.flow = ConditionalFlow(self.dimension, self.embedding.output, flow, periodic=periodic)
         self.register_buffer("shift", torch.zeros(self.dimension, dtype=torch.float64))
         self.register_buffer("width", torch.ones(self.dimension, dtype=torch.float64))
@@ -119,6 +123,9 @@ class PosteriorNetwork(nn.Module):
 
         Median and half the 16-84 % range, which single outliers of the pilot cannot spoil.
         """
+        self.embedding.standardize.fit(inputs.features)
+        self._begin(theta, inputs)
+        inputs = self.started(inputs)
         w = (self.support.to_unconstrained(theta.double()) - inputs.location) / inputs.scale
         low, middle, high = torch.quantile(
             w[:100_000], torch.tensor([0.16, 0.5, 0.84], dtype=w.dtype, device=w.device), dim=0
@@ -129,7 +136,6 @@ class PosteriorNetwork(nn.Module):
         self.width.copy_(torch.where(high > low, (high - low) / 2, width))
         self.shift[self.angles] = 0.0  # a circle has no end to be measured from, and no unit but the turn
         self.width[self.angles] = 1.0
-        self.embedding.standardize.fit(inputs.features)
         pilot = pilot_numbers(inputs)
         least, most = pilot.amin(0), pilot.amax(0)
         middle, half = (most + least) / 2, (most - least) / 2
@@ -137,8 +143,22 @@ class PosteriorNetwork(nn.Module):
         self.pilot_high.copy_(middle + BOUND * half)
         self.pilot_low[:, self.angles], self.pilot_high[:, self.angles] = -torch.inf, torch.inf
 
+    def _begin(self, theta: Tensor, inputs: NetworkInput) -> None:
+        """Fit the linear start to a training set that has no pilot."""
+        if self.start is not None and bool((inputs.location == 0).all() & (inputs.scale == 1).all()):
+            self.start.fit(theta, self.embedding.standardize(inputs.features).flatten(1))
+
+    def started(self, inputs: NetworkInput) -> NetworkInput:
+        """The inputs with location and scale of the linear start, where there is one."""
+        if self.start is None or not self.start.begun:
+            return inputs
+        prepared = isinstance(inputs, PreparedInput)
+        features = inputs.features if prepared else self.embedding.standardize(inputs.features)
+        return type(inputs)(inputs.features, *self.start(features.flatten(1)))
+
     def condition(self, inputs: NetworkInput) -> Condition:
         """Embed x, once for all its draws; features and pilot are held at the bounds of what training saw."""
+        inputs = self.started(inputs)
         low, high = self.pilot_low, self.pilot_high
         scale = inputs.scale.clamp(low[1].exp(), high[1].exp())
         context = self.embedding(inputs.features, standardized=isinstance(inputs, PreparedInput))
@@ -152,7 +172,7 @@ class PosteriorNetwork(nn.Module):
     @torch.no_grad()
     def held(self, inputs: NetworkInput) -> Tensor:
         """How many features and numbers of the pilot of each of N observations are held at a bound, (N,)."""
-        pilot = pilot_numbers(inputs)
+        pilot = pilot_numbers(self.started(inputs))
         beyond = (pilot - pilot.clamp(self.pilot_low, self.pilot_high)).abs() > pilot_rounding(pilot)
         return self.embedding.standardize.held(inputs.features) + beyond.sum((1, 2))
 

@@ -24,6 +24,7 @@ from pipeline.plots.training import plot_training
 from pipeline.schema import PROVENANCE
 from pipeline.stages.run import Run
 from pipeline.store import open_hdf5, read_safetensors_header
+from pipeline.training.guard import gap_beside_ess, plain
 
 LEAST_TESTED = 0.8
 """Share of held-out simulations below which calibration is said to speak of a part of them only."""
@@ -51,7 +52,11 @@ def phase_rows(header: dict[str, str]) -> list[PhaseRow]:
     for outcome in json.loads(header["phases"]):
         shown = ("held_out_forward_log_q", "held_out_elbo", "held_out_ess_fraction")
         figures: dict[str, Any] = {k: outcome["after"][k] for k in shown if k in outcome["after"]}
-        note = f"had to improve {outcome['criterion'].removeprefix('held_out_').replace('_', ' ')}"
+        said = (
+            outcome.get("reason") or f"had to improve {plain(outcome['criterion'])}",
+            gap_beside_ess(outcome["after"]),
+        )
+        note = "; ".join(filter(None, said if outcome["kept"] else said[:1]))
         rows.append(
             PhaseRow(
                 outcome["label"], outcome["steps"], outcome["learning_rate"], **figures, kept=outcome["kept"], note=note

@@ -24,10 +24,11 @@ from pipeline.store import open_hdf5, write_text
 from pipeline.training.data import FreshNoise, FreshSimulations, HostSet, Source, TrainingSet
 from pipeline.training.gain import Gain, gains_of, words_of
 from pipeline.training.launch import launch
+from pipeline.training.outcome import Trained
 from pipeline.training.prepared import prepared
 from pipeline.training.processes import Processes
 from pipeline.training.rows import SimulationRows
-from pipeline.training.schedule import Trained, format_history, train_schedule
+from pipeline.training.schedule import format_history, train_schedule
 from pipeline.training.storage import load, storage_of, stored_simulations
 from pipeline.training.stream import StreamedSet
 from pipeline.training.together import together

@@ -28,6 +28,11 @@ a proposal restricts theta, so are the draws: they say how much of q lies inside
 MORE_REFUSED = 0.01
 """By how much a phase may raise the share of draws that have no weight."""
 
+LEAST_WEIGHT = 0.01
+"""Share of the draws, those of least weight, whose part of the gap is told apart."""
+NOTABLE_GAP, NOTABLE_ESS = 0.5, 0.8
+"""Nats of gap and ESS fraction from which on the two seem to contradict each other."""
+
 Figures = dict[str, float]
 
 
@@ -47,7 +52,8 @@ def held_out_figures(
     prior / r; and where r does not reach everywhere, to S, it is that of q restricted to S,
     $\langle \log q(\theta|x) - \log Q(S|x) \rangle$: the true theta is a draw from the posterior restricted to S, and a q
     that also covers the rest has lost nothing. With a likelihood also the held-out ELBO, its two terms, the gap to the
-    evidence as 256 draws estimate it (a lower bound where weights vary much), and mean and median of the ESS fraction.
+    evidence as 256 draws estimate it (a lower bound where weights vary much), what of the gap is due to the LEAST_WEIGHT of
+    the draws that weigh least, and mean and median of the ESS fraction.
 
     Args:
         proposal: what theta of `held_out` was drawn from, on its device; None is the prior.
@@ -80,11 +86,34 @@ def held_out_figures(
     figures["held_out_elbo"] = mean(log_weight)
     figures["held_out_reconstruction"] = mean(draws.log_likelihood)
     figures["held_out_regularization"] = mean(draws.log_q - draws.log_prior)
-    figures["held_out_kl_gap"] = float(log_evidence(log_weight).mean()) - figures["held_out_elbo"]
+    evidence = log_evidence(log_weight)
+    figures["held_out_kl_gap"] = float(evidence.mean()) - figures["held_out_elbo"]
+    short = torch.where(usable, evidence - log_weight, 0.0).flatten()
+    figures["held_out_kl_gap_of_least"] = float(short.topk(math.ceil(LEAST_WEIGHT * len(short))).values.sum() / count)
     figures["held_out_refused"] = float((~usable).double().mean())
     figures["held_out_ess_fraction"] = float(ess.mean())
     figures["held_out_ess_fraction_median"] = float(ess.median())
     return figures
+
+
+def plain(figure: str) -> str:
+    """A figure's name in words: `held_out_forward_log_q` is `forward log q`."""
+    return figure.removeprefix("held_out_").replace("_", " ")
+
+
+def gap_beside_ess(figures: Mapping[str, float]) -> str:
+    """A sentence where gap and ESS fraction seem to contradict each other, empty elsewhere.
+
+    The gap is a mean of log weights: a draw that weighs e^-280 costs as much as a hundred draws 2.8 nats short each. ESS is one
+    of weights, to which the draw is one that is missing: of a hundred draws 99 are left.
+    """
+    gap, ess = figures.get("held_out_kl_gap", 0.0), figures.get("held_out_ess_fraction", 0.0)
+    if not (gap > NOTABLE_GAP and ess > NOTABLE_ESS and "held_out_kl_gap_of_least" in figures):
+        return ""
+    return (
+        f"a gap of {gap:.2f} nats stands beside an ESS fraction of {ess:.2f}: {figures['held_out_kl_gap_of_least']:.2f} nats "
+        f"of it come from the {LEAST_WEIGHT:.0%} of the draws that weigh least, which cost the ELBO nats and the weighted draws next to nothing"
+    )
 
 
 def criterion_of(phase: PhaseSettings, settings: GuardSettings, *, has_likelihood: bool) -> str:
@@ -118,10 +147,28 @@ class Guard:
         """Whether forward log q has not fallen by more than the tolerance."""
         return figures["held_out_forward_log_q"] >= self.least_forward_log_q
 
+    def objection(self, figures: Mapping[str, float]) -> str:
+        """Why a network with these figures may not replace the one that the phase started from; empty where it may."""
+        if not self.keeps_modes(figures):
+            found = figures["held_out_forward_log_q"]
+            return (
+                f"mean log q of the true theta is {found:.3f} nats, and at least {self.least_forward_log_q:.3f} "
+                "(the best so far less the tolerance) is asked for: q has lost part of the posterior or become too narrow"
+            )
+        refused = figures.get("held_out_refused", 0.0)
+        if not refused <= self.most_refused:
+            return (
+                f"{refused:.1%} of its draws have no weight, and at most {self.most_refused:.1%} may: q has grown over "
+                "the edge of the support"
+            )
+        found = figures[self.criterion]
+        if not found > self.start:
+            return f"{plain(self.criterion)} is {found:.3f}, and has to rise above the {self.start:.3f} of the phase's start"
+        return ""
+
     def passes(self, figures: Mapping[str, float]) -> bool:
         """Whether a network with these figures may replace the one that the phase started from."""
-        refused = figures.get("held_out_refused", 0.0)
-        return self.keeps_modes(figures) and refused <= self.most_refused and figures[self.criterion] > self.start
+        return not self.objection(figures)
 
 
 def guard_of(

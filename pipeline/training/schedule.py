@@ -11,7 +11,7 @@ import signal
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from pipeline.settings import CaseSettings, PhaseSettings
 from pipeline.store import complete_or_absent, read_safetensors, write_safetensors, write_text
 from pipeline.training.data import Source, TrainingSet
 from pipeline.training.guard import guard_of
+from pipeline.training.outcome import PhaseOutcome, Trained
 from pipeline.training.phase import Phase
 from pipeline.training.processes import ALONE, Processes
 from pipeline.training.together import lightning_options
@@ -51,52 +52,11 @@ HISTORY_COLUMNS: list[str] = [
     "held_out_reconstruction",
     "held_out_regularization",
     "held_out_kl_gap",
+    "held_out_kl_gap_of_least",
     "held_out_refused",
     "held_out_ess_fraction",
     "held_out_ess_fraction_median",
 ]
-
-
-@dataclass(frozen=True)
-class PhaseOutcome:
-    """What one phase did, and whether the guard let it keep that.
-
-    Attributes:
-        label: its objective in words.
-        kept: whether the network after it is its own; otherwise it was rolled back.
-        criterion: the held-out figure that it had to improve.
-        steps: optimiser steps taken.
-        learning_rate: at the start of the phase.
-        before, after: held-out figures of the network before (none for an untrained one) and after it.
-    """
-
-    label: str
-    kept: bool
-    criterion: str
-    steps: int
-    learning_rate: float
-    before: Mapping[str, float]
-    after: Mapping[str, float]
-
-    def __str__(self) -> str:
-        if not self.before:
-            return f"{self.label}: {self.criterion.removeprefix('held_out_')} {self.after[self.criterion]:.3f}"
-        lost = self.before["held_out_forward_log_q"] - self.after["held_out_forward_log_q"]
-        change = f"{self.before[self.criterion]:.3f} to {self.after[self.criterion]:.3f}"
-        name = self.criterion.removeprefix("held_out_")
-        if self.kept:
-            return f"{self.label}: {name} {change}, forward_log_q {-lost:+.3f}"
-        return f"{self.label}: rolled back: best {name} {change}, forward_log_q {-lost:+.3f}"
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Outcome of a schedule: history rows, phases, unusable draws met, steps whose gradient was not finite."""
-
-    history: list[dict[str, float]]
-    phases: list[PhaseOutcome]
-    refused: int
-    skipped: int
 
 
 class _Steps:
@@ -290,6 +250,7 @@ def _outcome(module: Phase, before: Mapping[str, float]) -> PhaseOutcome:
         learning_rate=module.phase.learning_rate,
         before=dict(before),
         after=figures,
+        reason="" if module.kept else module.guard.objection(best),
     )
 
 

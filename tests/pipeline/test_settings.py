@@ -72,3 +72,12 @@ def test_every_field_is_read_somewhere() -> None:
     read = attributes_read()
     unread = [".".join((*path, name)) for path, model in blocks() for name in model.model_fields if name not in read]
     assert unread == []
+
+
+@pytest.mark.parametrize(
+    ("objective", "rate"),
+    [("forward_kl", 5e-3), ("wake", 5e-3), ("elbo", 1e-3), ("iwelbo", 1e-3), ({"wake": 0.7, "elbo": 0.3}, 1e-3)],
+)
+def test_the_learning_rate_is_that_of_the_objective_where_none_is_given(objective: Any, rate: float) -> None:
+    assert PhaseSettings(objective=objective, steps=1, draws=8).learning_rate == rate
+    assert PhaseSettings(objective=objective, steps=1, draws=8, learning_rate=0.1).learning_rate == 0.1

@@ -53,7 +53,7 @@ def test_output_has_its_shape_is_finite_and_differs_between_rows(kind: str) -> N
     net.standardize.fit(observations())
     context = net(observations())
     assert net.features == FEATURES
-    assert net.output == (FEATURES if kind == "none" else 5)
+    assert net.output == {"none": FEATURES, "mlp": 10}.get(kind, 5)  # mlp: as many linear combinations beside
     assert context.shape == (7, net.output)
     assert bool(context.isfinite().all())
     assert bool((context.std(0) > 0).any())
@@ -197,10 +197,22 @@ def fitted() -> Standardize:
 def test_mlp_has_the_sizes_of_its_settings() -> None:
     torch.manual_seed(0)
     embedding = Embedding(5, EmbeddingSettings(hidden=17, layers=3, output=6))
-    assert embedding.output == 6
-    assert embedding(features()[:4]).shape == (4, 6)
+    assert embedding.output == 6 + 5
+    assert embedding(features()[:4]).shape == (4, 6 + 5)
     widths = [m.out_features for m in embedding.modules() if isinstance(m, torch.nn.Linear)]
     assert widths == [17, 17, 6]
+
+
+def test_mlp_hands_x_on_without_loss_and_linear_combinations_of_more_than_its_output() -> None:
+    torch.manual_seed(0)
+    embedding = Embedding(5, EmbeddingSettings(output=6))
+    embedding.standardize.fit(features())
+    torch.testing.assert_close(embedding(features()[:4])[:, :5], fitted()(features()[:4]))
+    compressed = Embedding(5, EmbeddingSettings(output=3))
+    assert compressed.output == 3 + 3
+    z = torch.randn(2, 4, 5)
+    read = [compressed.network(part)[:, :3] for part in (z[0], z[1], z[0] + z[1])]
+    torch.testing.assert_close(read[2], read[0] + read[1])
 
 
 def test_mlp_sees_standardised_features() -> None:

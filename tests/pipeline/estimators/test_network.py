@@ -176,7 +176,7 @@ def test_float32_draws_agree_with_float64() -> None:
 def test_each_row_of_a_condition_is_its_own_observation() -> None:
     network, inputs = random_network()
     condition = network.condition(inputs)
-    assert condition.context.shape == (ROWS, 3)
+    assert condition.context.shape == (ROWS, 3 + 3)
     theta, _ = network.draw(condition, 6, generator=stream(), dtype=torch.float64)
     together = network.log_q(theta, condition)
     for n in range(ROWS):

@@ -16,9 +16,10 @@ from pipeline.config import case_from_values
 from pipeline.estimators.posterior import new_network
 from pipeline.settings import GuardSettings, PhaseSettings
 from pipeline.training.data import training_set
-from pipeline.training.guard import Guard, criterion_of, guard_of, held_out_figures
+from pipeline.training.guard import Guard, criterion_of, gap_beside_ess, guard_of, held_out_figures
+from pipeline.training.outcome import PhaseOutcome, Trained
 from pipeline.training.phase import Phase
-from pipeline.training.schedule import Trained, _outcome, train_schedule
+from pipeline.training.schedule import _outcome, train_schedule
 from simulators.priors import IndependentPrior, distribution_from_spec, prior_of, sample
 from simulators.protocol import Data, Observable, Parameter
 
@@ -87,6 +88,60 @@ def test_a_phase_passes_only_if_it_gains_and_loses_no_more_than_the_tolerance() 
     first = guard_of(phase, settings, has_likelihood=True, start=None, best_forward_log_q=-math.inf)
     assert first == Guard("held_out_elbo")
     assert first.passes({"held_out_forward_log_q": -90.0, "held_out_elbo": -1e6})
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"),
+    [
+        ({"held_out_forward_log_q": 1.0}, ("1.000 nats", "at least 2.100", "lost part of the posterior")),
+        ({"held_out_refused": 0.2}, ("20.0%", "at most 1.0%", "edge of the support")),
+        ({"held_out_elbo": -6.0}, ("elbo is -6.000", "rise above the -5.000")),
+    ],
+)
+def test_a_phase_that_is_turned_back_says_why_with_the_numbers(figures: dict[str, float], words: tuple[str]) -> None:
+    start = {"held_out_forward_log_q": 2.0, "held_out_elbo": -5.0}
+    guard = guard_of(
+        PhaseSettings(objective="elbo", steps=1),
+        GuardSettings(tolerance=0.1),
+        has_likelihood=True,
+        start=start,
+        best_forward_log_q=2.2,
+    )
+    after = {"held_out_forward_log_q": 2.2, "held_out_elbo": -4.0} | figures
+    reason = guard.objection(after)
+    assert all(word in reason for word in words)
+    outcome = PhaseOutcome("elbo", False, guard.criterion, 1, 1e-3, start, after, reason)
+    assert f"rolled back: {reason}" in str(outcome)
+    assert guard.objection({"held_out_forward_log_q": 2.2, "held_out_elbo": -4.0}) == ""
+
+
+def test_few_draws_in_an_impossible_place_cost_nats_and_no_effective_draws(make_gaussian: MakeGaussian) -> None:
+    r"""q is the posterior, but where $\theta > m + 2.54 s$ (0.55 % of the draws) the likelihood is e^-300 of what it was.
+
+    A gap of 300 x 0.0055 = 1.66 nats, all of it from these, beside an ESS fraction of 0.9945.
+    """
+    case = make_gaussian(dimension=1)
+    theta = torch.randn(250, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = case.simulator.simulate(theta, generator=torch.Generator().manual_seed(1))
+    held_out = training_set(case.simulator, theta, x, prior=case.prior, proposal=case.prior, device=CPU)
+
+    class Cut(type(case.simulator)):
+        def log_likelihood(self, theta: Tensor, x: Mapping[str, Tensor]) -> Tensor:
+            posterior = self.posterior(x["x"])
+            beyond = theta[..., 0] > posterior.mean[:, 0] + 2.54 * posterior.stddev[:, 0]
+            return super().log_likelihood(theta, x) - 300.0 * beyond
+
+    figures = held_out_figures(case.network, Cut(dimension=1), case.prior, held_out, seed=1)
+    share = 1 - float(Normal(0.0, 1.0).cdf(torch.tensor(2.54)))
+    error = (share / (250 * 256)) ** 0.5
+    assert figures["held_out_kl_gap"] == pytest.approx(300 * share, abs=5 * 300 * error)
+    assert figures["held_out_kl_gap_of_least"] == pytest.approx(figures["held_out_kl_gap"], abs=0.02)
+    assert figures["held_out_ess_fraction"] == pytest.approx(1 - share, abs=5 * error)
+    sentence = gap_beside_ess(figures)
+    assert f"gap of {figures['held_out_kl_gap']:.2f} nats" in sentence
+    assert "1% of the draws that weigh least" in sentence
+    assert sentence in str(PhaseOutcome("elbo", True, "held_out_elbo", 1, 1e-3, {}, figures))
+    assert gap_beside_ess(figures | {"held_out_ess_fraction": 0.1}) == ""
 
 
 # ------------------------------------------------------------ a mode that the ELBO loses

@@ -19,8 +19,9 @@ from pipeline.interrupt import Interrupted, handle_signals
 from pipeline.settings import CaseSettings
 from pipeline.training.auto import schedule
 from pipeline.training.data import FreshSimulations, TrainingSet, training_set
+from pipeline.training.outcome import Trained
 from pipeline.training.phase import Phase
-from pipeline.training.schedule import Trained, _Checkpoints, _parse_history, format_history, train_schedule
+from pipeline.training.schedule import _Checkpoints, _parse_history, format_history, train_schedule
 from simulators.priors import prior_of, sample
 
 PHASES = [
