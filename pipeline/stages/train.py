@@ -29,6 +29,7 @@ from pipeline.training.storage import load, storage_of, stored_simulations
 from pipeline.training.together import together
 from simulators.noise_free import WithSignal
 from simulators.priors import to_device
+from simulators.proposals import proposed_parameters
 from simulators.protocol import Simulator
 
 VERSION = 5
@@ -209,7 +210,7 @@ def _say_what_the_proposal_means(run: Run) -> None:
     phases = run.phases
     unweighted = [i for i, p in enumerate(phases) if "forward_kl" in p.weights and not p.weighted]
     if unweighted:
-        replaced = ", ".join(run.case.simulate.proposal)
+        replaced = ", ".join(proposed_parameters(run.case.simulate.proposal))
         last = (
             "the weights of the certificate correct it"
             if len(phases) - 1 in unweighted or not phases[-1].needs_likelihood
