@@ -1,7 +1,7 @@
 """What a simulator is: parameters, observables, `simulate`, and what it may offer beyond that.
 
 A simulator is any object with the attributes of :class:`Simulator`. No base class is needed. What is
-optional (`log_likelihood`, `features`, `pilot`, `model_curve`, `signal`, `observe`, `simulate_with_reasons`,
+optional (`log_likelihood`, `features`, `pilot`, `candidates`, `model_curve`, `signal`, `observe`, `simulate_with_reasons`,
 `read_observation`) is looked up by name; the functions at the end of this file say whether it is there.
 """
 
@@ -18,7 +18,11 @@ from torch.distributions import Distribution
 
 from simulators.failures import Failure
 from simulators.units import check_unit
+from simulators.views import ImageView as ImageView
+from simulators.views import PredictiveView as PredictiveView
 
+INWARDS = 1e-3
+"""Of the way from an end of a prior's range to its median: where a candidate beyond that end is put."""
 Data = dict[str, Tensor]
 """x: one array an observable, each of shape (N, *observable.shape)."""
 
@@ -95,55 +99,6 @@ class Observable:
         check_unit(self.unit, f"observable {self.name!r}")
 
 
-@dataclass(frozen=True)
-class PredictiveView:
-    """Data against K posterior draws of the noise-free model, as a field draws it: folded at a period, say.
-
-    Attributes:
-        name: short, of the figure.
-        abscissa_label, data_label: with unit in brackets.
-        abscissa, observed, error: (M,) each.
-        grid: increasing, (G,).
-        curves: (K, G).
-        scale: of the abscissa.
-        bins: weighted means of the data in so many bins of the abscissa are drawn too; 0: none.
-    """
-
-    name: str
-    abscissa_label: str
-    data_label: str
-    abscissa: Tensor
-    observed: Tensor
-    error: Tensor
-    grid: Tensor
-    curves: Tensor
-    scale: Literal["linear", "log"] = "linear"
-    bins: int = 0
-
-
-@dataclass(frozen=True)
-class ImageView:
-    """One observed image beside the noise-free images of K posterior draws.
-
-    Attributes:
-        name: short, of the figure.
-        data_label: with unit in brackets.
-        observed, error: of H x W pixels, (H, W); 1-sigma errors.
-        models: (K, H, W).
-        used: whether a pixel is compared, (H, W).
-        side: of a pixel, in `side_unit`.
-    """
-
-    name: str
-    data_label: str
-    observed: Tensor
-    error: Tensor
-    models: Tensor
-    used: Tensor
-    side: float
-    side_unit: str
-
-
 @runtime_checkable
 class Simulator(Protocol):
     """The contract between a physics model and the pipeline.
@@ -168,6 +123,8 @@ class Simulator(Protocol):
       its prior costs the network nothing. Any guess is valid: q stays a normalised density. For a periodic
       parameter the location is an angle, 2 pi (theta - low) / (high - low) - pi, and the scale is not used;
       with a prior on the simplex both are (N, D - 1).
+    - `candidates(x) -> Tensor`: theta (C, D) from which a search for modes of ONE posterior should start, x of one row, best first:
+      every peak of a periodogram that could matter, say, with the other parameters fitted. A guess each; too many cost time alone.
     - `model_curve(theta, x, grid) -> Tensor`: noise-free prediction of the first data observable for
       ONE observation: theta (K, D), x of one row, grid (G,) of its abscissa, gives (K, G).
     - `predictive_views(theta, x) -> list[PredictiveView | ImageView]`: the figures in which data and posterior of ONE observation are
@@ -334,6 +291,52 @@ def pilot_of(
             f"simulator {simulator.name!r}: pilot gave values that are not finite, or a scale that is not positive"
         )
     return location, scale
+
+
+def candidates_of(simulator: Simulator, x: Mapping[str, Tensor]) -> Tensor | None:
+    """Where a search for modes of the posterior of ONE observation should start, (C, D), float64; None where it does not say.
+
+    Rows with numbers that are not finite are left out; a component beyond the range of its prior is moved to its nearest end,
+    a thousandth of the way to the median. With a joint prior, rows outside its support are left out.
+
+    Args:
+        simulator: which may have `candidates`.
+        x: one row.
+
+    Raises:
+        ValueError: several rows, or the wrong shape.
+    """
+    candidates = _optional(simulator, "candidates")
+    if candidates is None:
+        return None
+    rows, dimension = len(next(iter(x.values()))), len(simulator.parameters)
+    if rows != 1:
+        raise ValueError(f"candidates: expected x of one row, got {rows}")
+    theta = torch.as_tensor(candidates(x)).detach()
+    if theta.dim() != 2 or theta.shape[1] != dimension:
+        raise ValueError(
+            f"simulator {simulator.name!r}: candidates must give a tensor (C, {dimension}), got {tuple(theta.shape)}"
+        )
+    theta = theta.double()[theta.isfinite().all(-1)]
+    joint = getattr(simulator, "prior", None)
+    if joint is not None:
+        return theta[torch.as_tensor(joint.support.check(theta), device=theta.device)]
+    moved = [_into_support(p.prior, column) for p, column in zip(simulator.parameters, theta.unbind(-1), strict=True)]
+    return torch.stack(moved, dim=-1)
+
+
+def _into_support(prior: Distribution | None, value: Tensor) -> Tensor:
+    """Values of one parameter, those outside the open support of its prior moved inside."""
+    if prior is None:
+        return value
+    support: Any = prior.support
+    low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    center = prior.icdf(torch.tensor(0.5, dtype=torch.float64)).to(value)
+    for end, beyond in ((low, value.le), (high, value.ge)):
+        if end is not None:
+            bound = torch.as_tensor(end).to(value)
+            value = torch.where(beyond(bound), bound + INWARDS * (center - bound), value)
+    return value
 
 
 def read_observation(simulator: Simulator, path: Path) -> tuple[Data, list[str]]:
