@@ -101,7 +101,7 @@ class Coordinates:
         known = [(d, g) for d, m in enumerate(self.prior.marginals) if d not in law and (g := _gaussian(m)) is not None]
         if known:
             index = torch.tensor([d for d, _ in known], device=location.device)
-            mean, scale = torch.tensor([g for _, g in known]).to(location).unbind(-1)
+            mean, scale = location.new_tensor([g for _, g in known]).unbind(-1)
             rows = columns[:, index]  # (N, R, C)
             weighted = rows.mT / scale.square()
             precision = weighted @ rows + torch.eye(rows.shape[-1]).to(location)
@@ -133,9 +133,13 @@ class Coordinates:
                 inside = ((moved > low - NEAR * period) & (moved < high + NEAR * period)).nonzero()[:, 0]
                 rows += inside.tolist()
                 others.append(turns[inside] + turn * torch.eye(len(self.orbits)).to(turns)[p])
-        chosen = torch.tensor(rows[:MOST_CANDIDATES], device=fit.y.device)
-        u = self._unconstrained(fit.y[chosen], fit.jitter[chosen], torch.cat(others)[:MOST_CANDIDATES])
-        return self.prior.theta(u)
+        row = torch.tensor(rows, device=fit.y.device)
+        is_moved = torch.arange(len(row), device=row.device) >= len(fit.y)
+        chosen = (row + len(fit.y) * is_moved).argsort(stable=True)[
+            :MOST_CANDIDATES
+        ]  # every orbit of the best fits first
+        row = row[chosen]
+        return self.prior.theta(self._unconstrained(fit.y[row], fit.jitter[row], torch.cat(others)[chosen]))
 
     def _turns(self, y: Tensor) -> Tensor:
         """Whole periods that bring each conjunction nearest to the middle of its prior, (N, P)."""
