@@ -99,7 +99,7 @@ def proposal_of(simulator: Simulator, specs: ProposalSpec) -> Distribution:
         if twice:
             raise ValueError(f"{what}: {twice[0]} stands beside the mixture too; give it in one of the two places")
         weights.append(weight)
-        components.append(_box(prior, names, shared | own, what))
+        components.append(_box(prior, names, {**shared, **own}, what))
     return MixtureProposal(components, weights, prior.support)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy.stats import kstest, norm, uniform
 from torch.distributions import MultivariateNormal
 
 from simulators.linear_gaussian import LinearGaussian
@@ -68,10 +68,10 @@ def test_a_mixture_has_the_density_of_its_components_with_their_parameters_toget
     proposal = proposal_of(LinearGaussian(dimension=3), ALIASES)
     theta = torch.tensor([[0.7, 5.1, 1.0], [2.0, 5.1, 1.0], [0.2, 5.0, -3.0], [-1.0, 5.0, 0.0]], dtype=torch.float64)
     t = theta.numpy()
-    first = stats.uniform(0, 1).pdf(t[:, 0]) * stats.norm(5, 0.1).pdf(t[:, 1])
-    second = stats.uniform(0.5, 2.5).pdf(t[:, 0]) * stats.norm(0, 1).pdf(t[:, 1])
+    first = uniform.pdf(t[:, 0], 0, 1) * norm.pdf(t[:, 1], 5, 0.1)
+    second = uniform.pdf(t[:, 0], 0.5, 2.5) * norm.pdf(t[:, 1])
     with np.errstate(divide="ignore"):
-        expected = np.log((0.75 * first + 0.25 * second) * stats.norm(0, 2).pdf(t[:, 2]))
+        expected = np.log((0.75 * first + 0.25 * second) * norm.pdf(t[:, 2], 0, 2))
     np.testing.assert_allclose(proposal.log_prob(theta).numpy(), expected, rtol=1e-12)
     assert proposal.log_prob(theta.float()).dtype == torch.float32
     assert proposal.log_prob(theta[:, None]).shape == (4, 1)
@@ -88,8 +88,8 @@ def test_draws_of_a_mixture_follow_it_and_the_generator_alone() -> None:
     assert bool(proposal.log_prob(draws[0]).isfinite().all())
     of_first = draws[0][:, 1] > 4.4  # 6 sigma from the first component, 4.4 from the second
     assert float(of_first.double().mean()) == pytest.approx(0.75, abs=5 * math.sqrt(0.75 * 0.25 / 4000))
-    assert stats.kstest(draws[0][of_first, 0].numpy(), stats.uniform(0, 1).cdf).pvalue > 1e-4
-    assert stats.kstest(draws[0][~of_first, 0].numpy(), stats.uniform(0.5, 2.5).cdf).pvalue > 1e-4
+    assert kstest(draws[0][of_first, 0].numpy(), uniform(0, 1).cdf).pvalue > 1e-4
+    assert kstest(draws[0][~of_first, 0].numpy(), uniform(0.5, 2.5).cdf).pvalue > 1e-4
     error = 5 * draws[0].std(0) / math.sqrt(4000)
     assert bool(((draws[0].mean(0) - proposal.mean).abs() < error).all())
     assert proposal.sample(torch.Size([2, 5])).shape == (2, 5, 3)

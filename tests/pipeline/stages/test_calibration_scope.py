@@ -71,12 +71,12 @@ def test_a_proposal_that_leaves_out_a_mode_does_not_pass(tmp_path: Path, capsys:
     path = validate(run)
     said = " ".join(capsys.readouterr().err.split())
     with h5py.File(path) as file:
-        found = dict(file["calibration"].attrs)
+        found: dict[str, Any] = dict(file["calibration"].attrs)
     assert not found["passed"]
     assert found["outside_proposal"] == pytest.approx(0.5, abs=1e-3)
     assert found["scope"] == "within the proposal only: simulations from the prior were not tested"
     assert "NOT passed: peaks that hold 50 % of the posterior of 'four' lie outside simulate.proposal" in said
-    assert "theta -2.0" in found["verdict"] or "theta -1.9" in found["verdict"]
+    assert "the heaviest at theta -" in found["verdict"]
     assert found["verdict"].endswith("within it calibrated")  # the ranks alone see nothing
 
 
