@@ -30,6 +30,9 @@ LARGEST_STEP = 3.0
 DIFFERENCE = 0.05
 WIDTHS = tuple(10.0**e for e in range(-9, 1))
 """Tried for the conditional widths at the starts."""
+FARTHER, REACH = tuple(1.3**n for n in range(18)), 1.3
+"""Factors of the widths at which a range is tried to go on, to a hundredfold; it then goes on to the next."""
+FALLEN = 0.8
 CLOSE = 0.3
 """Peaks nearer than so many standard deviations of either are one; Newton's steps end much nearer."""
 
@@ -147,6 +150,26 @@ def climb(log_joint: LogJoint, start: Tensor) -> Peaks:
     precision = _precision(log_joint, u, width)
     log_mass = log_joint(u) + 0.5 * u.shape[-1] * math.log(2 * math.pi) - 0.5 * torch.linalg.slogdet(precision)[1]
     return _merged(Peaks(u, torch.linalg.inv(precision), log_mass))
+
+
+@torch.no_grad()
+def reach(log_joint: LogJoint, peaks: Peaks, widths: float) -> tuple[Tensor, Tensor]:
+    r"""Ends of the ranges of u around each peak, (K, D) each: `widths` standard deviations, and further where f stays high.
+
+    A normal density has fallen by $w^2/2$ nats at w widths. Where f along a coordinate has not even by what it has at 0.8 w, as
+    along the logarithm of an amplitude that may be zero, the range goes on to where it has.
+    """
+    ends = []
+    for sign in (-1.0, 1.0):
+        end = peaks.location + sign * widths * peaks.scale
+        on = torch.ones_like(end, dtype=torch.bool)
+        for factor in FARTHER:
+            moved = sign * factor * widths * peaks.scale
+            there = log_joint((peaks.location[:, None] + torch.diag_embed(moved)).movedim(1, 0)).T  # (K, D)
+            on = on & (log_joint(peaks.location)[:, None] - there < 0.5 * (FALLEN * widths) ** 2)
+            end = torch.where(on, peaks.location + REACH * moved, end)
+        ends.append(end)
+    return ends[0], ends[1]
 
 
 def _conditional_widths(log_joint: LogJoint, u: Tensor) -> Tensor:

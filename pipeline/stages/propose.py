@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 
 from pipeline.errors import InputError
 from pipeline.estimators.support import SupportTransform
-from pipeline.stages.peaks import posterior_peaks, starts
+from pipeline.stages.peaks import LogJoint, posterior_peaks, reach, starts
 from pipeline.stages.run import Run
 from simulators.priors import IndependentPrior
 from simulators.protocol import Data, pilot_of
@@ -55,7 +55,8 @@ def propose(run: Run, *, widths: float = 5.0) -> list[Box]:
     r"""Boxes for the first observation of the case, the heaviest peak first.
 
     $T(l_d \mp w s_d)$ with location l and scale s of each peak on the unconstrained space, those of the posterior where the
-    simulator has a differentiable likelihood and of the pilot otherwise; inside the prior's support by construction.
+    simulator has a differentiable likelihood (and further where it stays high: `peaks.reach`), and of the pilot otherwise;
+    inside the prior's support by construction.
 
     Args:
         widths: w.
@@ -69,8 +70,8 @@ def propose(run: Run, *, widths: float = 5.0) -> list[Box]:
         raise InputError("propose: needs a prior of its own for each parameter, none of them periodic")
     x = {name: values[:1] for name, values in run.observation().x.items()}
     support = SupportTransform(run.prior)
-    location, scale, share = _peaks(run, support, x)
-    low, high = (support.to_theta(location + sign * widths * scale)[0] for sign in (-1, 1))
+    *ends, share = _peaks(run, support, x, widths)
+    low, high = (support.to_theta(end)[0] for end in ends)
     own = (share.isnan() | (share >= OWN_SHARE)).nonzero()[:, 0].tolist()
     small = [k for k in range(len(share)) if k not in own]
     names = [p.name for p in run.simulator.parameters]
@@ -106,15 +107,17 @@ def _range_lines(box: Box) -> list[str]:
 
 
 @torch.no_grad()
-def _peaks(run: Run, support: SupportTransform, x: Data) -> tuple[Tensor, Tensor, Tensor]:
-    """Location and scale on the unconstrained space, (K, D), and share of the posterior, (K,); of peaks that could matter."""
+def _peaks(run: Run, support: SupportTransform, x: Data, widths: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Ends of the ranges on the unconstrained space, (K, D) each, and share of the posterior, (K,); of peaks that could matter."""
     simulator = run.simulator
     found = None if run.learns_likelihood else posterior_peaks(simulator, run.prior, x)
     if found is not None:
         if not len(found.log_mass):
             raise InputError("propose: the posterior is zero at every start: write simulate.proposal yourself")
         kept = found.share >= LEAST_SHARE
-        return found.location[kept], found.scale[kept], found.share[kept]
+        log_joint = LogJoint(simulator, support, run.prior, x)
+        low, high = reach(log_joint, found, widths)
+        return low[kept], high[kept], found.share[kept]
     pilot = pilot_of(simulator, x)
     if pilot is None:
         raise InputError(
@@ -124,7 +127,8 @@ def _peaks(run: Run, support: SupportTransform, x: Data) -> tuple[Tensor, Tensor
     location = starts(simulator, support, x)
     location = location[1:] if len(location) > 1 else location  # the pilot is the first of the candidates
     unknown = location.new_full((len(location),), torch.nan if len(location) > 1 else 1.0)
-    return location, pilot[1].double().expand(len(location), -1), unknown
+    half = widths * pilot[1].double()
+    return location - half, location + half, unknown
 
 
 def _to_the_end(prior: Distribution, low: float, high: float) -> tuple[float, float]:

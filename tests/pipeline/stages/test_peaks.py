@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.estimators.support import SupportTransform
-from pipeline.stages.peaks import LogJoint, climb, has_gradient, posterior_peaks
+from pipeline.stages.peaks import LogJoint, climb, has_gradient, posterior_peaks, reach
 from simulators.linear_gaussian import LinearGaussian
 from simulators.priors import distribution_from_spec, prior_of
 from simulators.protocol import Data, Observable, Parameter
@@ -98,3 +98,35 @@ def test_without_start_or_gradient_there_is_nothing_to_climb() -> None:
     assert not has_gradient(wells, theta, {"y": torch.zeros(1)})
     assert posterior_peaks(wells, prior_of(wells), {"y": torch.zeros(1)}) is None
     assert has_gradient(Wells(), theta, {"y": torch.zeros(1)})  # pyright: ignore[reportArgumentType]
+
+
+class Amplitude(Wells):
+    """y = e^theta + n, theta N(1.6, 10): where y is two errors from zero, half of the posterior lies anywhere below."""
+
+    name = "amplitude"
+    parameters = (Parameter("theta", distribution_from_spec({"normal": [1.6, 10]})),)
+
+    def log_likelihood(self, theta: Tensor, x: Mapping[str, Tensor]) -> Tensor:
+        return -0.5 * (x["y"] - theta[..., 0].exp()).square()
+
+    def candidates(self, x: Mapping[str, Tensor]) -> Tensor:
+        return x["y"].log()[:, None]
+
+
+@pytest.mark.parametrize(("y", "least"), [(2.5, 0.999), (30.0, 0.999)])
+def test_a_range_goes_as_far_as_the_posterior_does(y: float, least: float) -> None:
+    simulator: Any = Amplitude()
+    x = {"y": torch.tensor([y], dtype=torch.float64)}
+    prior = prior_of(simulator)
+    log_joint = LogJoint(simulator, SupportTransform(prior), prior, x)
+    peaks = climb(log_joint, simulator.candidates(x))
+    low, high = (float(end) for end in reach(log_joint, peaks, 5.0))
+    grid = torch.linspace(-120, 20, 140_001, dtype=torch.float64)
+    mass = torch.softmax(log_joint(grid[:, None]), 0)
+    inside = (grid > low) & (grid < high)
+    assert float(mass[inside].sum()) > least
+    if y > 10:  # a normal peak: five widths and no more
+        assert high - low == pytest.approx(10 * float(peaks.scale), rel=1e-6)
+    else:
+        near = (grid - peaks.location[0]).abs() < 5 * float(peaks.scale)
+        assert float(mass[near].sum()) < 0.8  # what five widths would have held
