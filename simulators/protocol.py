@@ -294,14 +294,10 @@ def pilot_of(
 
 
 def candidates_of(simulator: Simulator, x: Mapping[str, Tensor]) -> Tensor | None:
-    """Where a search for modes of the posterior of ONE observation should start, (C, D), float64; None where it does not say.
+    """Where a search for modes of the posterior of ONE x of one row should start, (C, D), float64; None where it does not say.
 
     Rows with numbers that are not finite are left out; a component beyond the range of its prior is moved to its nearest end,
     a thousandth of the way to the median. With a joint prior, rows outside its support are left out.
-
-    Args:
-        simulator: which may have `candidates`.
-        x: one row.
 
     Raises:
         ValueError: several rows, or the wrong shape.
