@@ -33,7 +33,8 @@ from pipeline.rng import derived_seed, generator
 from pipeline.stages.compare import densities
 from pipeline.stages.ladder import one_row
 from pipeline.store import write_data
-from simulators.priors import proposal_of, sample
+from simulators.priors import sample
+from simulators.proposals import proposal_of
 
 RESULTS = Path(__file__).parent / "results" / "catalogue.csv"
 DRAWS = 1_000

@@ -54,12 +54,20 @@ class Gaussians:
         parts = Independent(Normal(self.mean, self.width.expand_as(self.mean)), 1)
         return MixtureSameFamily(Categorical(self.weight.expand(self.mean.shape[:2])), parts)
 
-    def draw(self, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         theta = sample(self.distribution, draws, generator)
-        return theta, self.log_q(theta)
+        log_q = self.log_q(theta)
+        return theta, log_q, log_q
 
     def log_q(self, theta: Tensor) -> Tensor:
         return self.distribution.log_prob(theta)
+
+    def densities(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        log_q = self.log_q(theta)
+        return log_q, log_q
+
+    def row(self, n: int) -> Gaussians:
+        return Gaussians(self.weight, self.mean[n : n + 1], self.width)
 
 
 @dataclass(frozen=True)
@@ -96,9 +104,9 @@ class Problem:
         return Gaussians(torch.tensor([1 - share, share], dtype=torch.float64), mean, scale * self.width)
 
     def weigh(self, q: Proposal, *, draws: int = DRAWS, stream: torch.Generator) -> WeightedDraws:
-        theta, log_q = q.draw(draws, stream)
+        theta, log_q, log_q_itself = q.draw(draws, stream)
         prior = Normal(0.0, 1.0).log_prob(theta).sum(-1)
-        return WeightedDraws(theta, log_q, self.log_likelihood(theta), prior, log_q)
+        return WeightedDraws(theta, log_q, self.log_likelihood(theta), prior, log_q_itself)
 
 
 def problem(minor: float, dimension: int, count: int) -> Problem:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -89,10 +89,8 @@ def two_modes(share: float, **options: Any) -> Problem:
 
 def evidence_on_a_grid(simulator: Simulator, points: int = 3_000) -> Callable[[Data], float]:
     """Of two parameters, by the midpoint rule on `points` squared."""
-    lows, highs = zip(
-        *((float(p.prior.support.lower_bound), float(p.prior.support.upper_bound)) for p in simulator.parameters),
-        strict=True,
-    )  # pyright: ignore
+    bounds = [cast(Any, p.prior).support for p in simulator.parameters]
+    lows, highs = ([float(getattr(b, end)) for b in bounds] for end in ("lower_bound", "upper_bound"))
 
     def log_evidence(x: Data) -> float:
         sides = [

@@ -20,10 +20,10 @@ import torch
 from pipeline.store import hdf5_content_digest, write_data
 from simulators.lens_subhalos import LensSubhalos
 from simulators.protocol import Observable
-from simulators.radial_velocity import velocity_observables
 from simulators.strong_lens import StrongLens
 from simulators.supernova_cosmology import SupernovaCosmology
 from simulators.velocity_files import VelocityTable, binned_velocities, read_velocity_text
+from simulators.velocity_options import velocity_observables
 
 FOLDER = Path(__file__).resolve().parent
 RADVEL_DATA = Path(sys.prefix) / "radvel_example_data"

@@ -31,9 +31,9 @@ class SimulateSettings(Settings):
         default=16_384,
         description="rows a file; a killed run continues after the last complete one; part of the content",
     )
-    proposal: dict[str, dict[str, Any]] = Field(
+    proposal: dict[str, dict[str, Any] | list[dict[str, Any]]] = Field(
         default_factory=dict,
-        description="distributions from which theta is drawn in place of the prior, by parameter; q targets the prior all the same",
+        description="distributions from which theta is drawn in place of the prior, by parameter; or `mixture`, a list of such with a `weight` each; q targets the prior all the same",
     )
     batch: Positive | None = Field(
         default=None,
@@ -54,7 +54,7 @@ class SimulateSettings(Settings):
 Objective = Literal["elbo", "iwelbo", "forward_kl", "wake"]
 
 
-RATES: dict[Objective, float] = {"forward_kl": 5e-3, "wake": 5e-3, "iwelbo": 1e-3, "elbo": 1e-3}
+RATES: dict[str, float] = {"forward_kl": 5e-3, "wake": 5e-3, "iwelbo": 1e-3, "elbo": 1e-3}
 """Learning rates where none is given: a bound is climbed more slowly than a density is fitted, or modes and tails are lost."""
 
 

@@ -24,6 +24,7 @@ from simulators.noise_laws import declare_noise
 from simulators.observing_design import DesignSpec, number
 from simulators.offset_integral import NODES, gaussian_log_marginal, log_marginal, robust_mean, weighted_mean
 from simulators.orbit import Quantity, are_bound, declare, orbit_from_spec
+from simulators.orbit_candidates import candidate_orbits
 from simulators.orbit_fit import OrbitFit, Velocities, fit_orbits
 from simulators.priors import PriorSpec
 from simulators.protocol import Data, Parameter, PredictiveView
@@ -34,8 +35,8 @@ from simulators.velocity_options import (
     blocks,
     declare_jitters,
     free_orbit,
-    frequencies,
     masked_observables,
+    period_grid,
     planet_list,
 )
 from simulators.velocity_pilot import Coordinates, Pilot, pilot_features
@@ -133,7 +134,7 @@ class MultiInstrumentVelocity:
         span = self.design.baseline[1]
         law = tuple(q for q in self.noise.quantities.values() if q.index is not None)
         self._coordinates = Coordinates(self.orbits, trend, self.jitters, law, self._prior, self.design.epoch, span)
-        self._grids = [frequencies(self.parameters[o.period.index or 0], span) for o in self.orbits]
+        self._grids = [period_grid(o.period, self.parameters, span) for o in self.orbits]
         self._latest: tuple[tuple[Tensor, ...], list[Pilot], list[OrbitFit]] | None = None
         if inputs == "points":
             self.feature_shape = (self.design.size, 5 + len(self.instruments) + 2 * len(self.orbits))
@@ -338,13 +339,14 @@ class MultiInstrumentVelocity:
             self._latest = (arrays, [self._coordinates.pilot(f) for f in fits], fits)
         return self._latest[1], self._latest[2]
 
-    def _fit(self, x: Data) -> OrbitFit:
+    def _velocities(self, x: Mapping[str, Tensor]) -> Velocities:
+        """x as the least-squares fit takes it, fixed trend and curvature taken out."""
         membership, time = self._membership(x, torch.float64), x["time"].double()
         elapsed = time - self.reference_epoch
         fixed = [q.value if q.index is None else 0.0 for q in (self.dvdt, self.curv)]
         powers = [elapsed**power for power, q in ((1, self.dvdt), (2, self.curv)) if q.index is not None]
         velocity = self._centered(x, membership, torch.float64) - (fixed[0] + fixed[1] * elapsed) * elapsed
-        data = Velocities(
+        return Velocities(
             elapsed=time - self.design.epoch,
             velocity=velocity * membership.sum(-1),
             variance=x["velocity_error"].double().square(),
@@ -352,26 +354,35 @@ class MultiInstrumentVelocity:
             linear=torch.stack(powers, -1) if powers else velocity.new_zeros(*velocity.shape, 0),
             span=self.design.baseline[1],
         )
+
+    def _orbit_options(self) -> dict[str, Any]:
+        """How orbits are fitted: which are eccentric, and their jitter."""
         free = [self.parameters[q.index].prior for q in self.jitters if q.index is not None]
         typical = [float(p.mean) for p in free if p is not None] + [q.value for q in self.jitters if q.index is None]
-        eccentric = [o.secosw is not None for o in self.orbits]
+        return {
+            "eccentric": [o.secosw is not None for o in self.orbits],
+            "typical_jitter": abs(typical[0]),
+            "shared_jitter": self.shared_jitter,
+            "free_jitter": bool(free),
+        }
 
-        def fit(data: Velocities) -> OrbitFit:
-            return fit_orbits(
-                data,
-                self._grids,
-                eccentric,
-                typical_jitter=abs(typical[0]),
-                shared_jitter=self.shared_jitter,
-                free_jitter=bool(free),
-            )
-
-        found = fit(data)
+    def _fit(self, x: Data) -> OrbitFit:
+        data, options = self._velocities(x), self._orbit_options()
+        found = fit_orbits(data, self._grids, **options)
         for _ in range(0 if self.noise.is_gaussian else ROBUST_FITS):
-            found = fit(self._without_outliers(data, x, found))
+            found = fit_orbits(self._without_outliers(data, x, found), self._grids, **options)
         return found
 
-    def _without_outliers(self, data: Velocities, x: Data, fit: OrbitFit) -> Velocities:
+    def candidates(self, x: Mapping[str, Tensor]) -> Tensor:
+        """Orbits at every combination of periodogram peaks that could matter, x of one star, (C, D), best first."""
+        _, fits = self._fits(x)
+        data = self._velocities(x)
+        if not self.noise.is_gaussian:
+            data = self._without_outliers(data, x, fits[0])
+        found = candidate_orbits(data, fits[0], self._grids, **self._orbit_options())
+        return self._coordinates.candidates(found)
+
+    def _without_outliers(self, data: Velocities, x: Mapping[str, Tensor], fit: OrbitFit) -> Velocities:
         """Data whose error bars are widened as far as the noise law, at the median of its prior, counts each residual for less."""
         theta = self._prior.theta(self._coordinates.pilot(fit).location)
         centered = self._centered(x, data.membership, torch.float64)

@@ -16,13 +16,14 @@ residuals by Fisher scoring between two rounds of steps. A first guess, not a po
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from simulators.kepler import TWO_PI, eccentric_anomaly
 from simulators.least_squares import weighted_least_squares
+from simulators.orbit_harmonics import bounded, harmonics, orbit_of_harmonics
 from simulators.periodogram import FrequencyGrid, periodogram
 
 COORDINATES = 5
@@ -30,7 +31,7 @@ STEPS = (10, 6)
 """Gauss-Newton steps before and after the jitter is estimated."""
 PASSES = 2
 """Times that each planet is looked for: the second time the others are known, and taken out."""
-LARGEST_START, LARGEST_ECCENTRICITY = 0.5, 0.9
+LARGEST_ECCENTRICITY = 0.9
 LEAST_ECCENTRICITY = 1e-6
 LARGEST_LOG_STEP = 0.7
 
@@ -59,6 +60,10 @@ class Velocities:
         """1 / (err^2 + jit^2), zero where absent; jitter (N, I) (m/s) -> (N, M)."""
         square = (self.membership @ jitter.square()[..., None])[..., 0]
         return self.membership.sum(-1) / (self.variance + square)
+
+    def like_jitter(self, value: float) -> Tensor:
+        """One jitter (m/s) for every star and instrument, (N, I)."""
+        return self.velocity.new_full((len(self.elapsed), self.membership.shape[-1]), value)
 
     def without_offsets(self, values: Tensor, weight: Tensor) -> Tensor:
         """Values (N, M, C) less their weighted mean in each instrument; zero where absent."""
@@ -106,9 +111,32 @@ def fit_orbits(
         typical_jitter: with which the fit begins, and stays if jitter is not free (m/s).
         shared_jitter: one jitter for all instruments.
     """
-    rows, instruments = len(data.elapsed), data.membership.shape[-1]
-    jitter = data.velocity.new_full((rows, instruments), typical_jitter)
-    y, power, rival = _search(data, grids, eccentric, data.weight(jitter))
+    y, power, rival = _search(data, grids, eccentric, data.weight(data.like_jitter(typical_jitter)))
+    found = descend(
+        data,
+        y,
+        grids,
+        eccentric,
+        typical_jitter=typical_jitter,
+        shared_jitter=shared_jitter,
+        free_jitter=free_jitter,
+    )
+    return replace(found, power=power, rival=rival)
+
+
+def descend(
+    data: Velocities,
+    y: Tensor,
+    grids: Sequence[FrequencyGrid],
+    eccentric: Sequence[bool],
+    *,
+    typical_jitter: float,
+    shared_jitter: bool,
+    free_jitter: bool,
+) -> OrbitFit:
+    """The fit that is reached from coordinates y (N, C); see `fit_orbits`. `power` and `rival` are NaN."""
+    instruments = data.membership.shape[-1]
+    jitter = data.like_jitter(typical_jitter)
     mask = _free_coordinates(eccentric, data.linear.shape[-1]).to(y)
     limits = [(g.low * data.span, float(g.frequency[-1]) * data.span) for g in grids]
     error = torch.ones_like(jitter)
@@ -125,7 +153,8 @@ def fit_orbits(
     rms = ((weight * residual.square()).sum(-1) / freedom).sqrt()
     if shared_jitter:
         jitter, error = jitter[:, :1], error[:, :1]
-    return OrbitFit(y, covariance, jitter, error, rms, power, rival)
+    unknown = y.new_full((len(y), len(grids)), torch.nan)
+    return OrbitFit(y, covariance, jitter, error, rms, unknown, unknown)
 
 
 # ---------------------------------------------------------------- the search
@@ -165,28 +194,12 @@ def _search(
 def _harmonics(
     data: Velocities, values: Tensor, weight: Tensor, frequency: Tensor, eccentric: bool
 ) -> tuple[Tensor, Tensor]:
-    r"""An orbit (N, 5) and its curve (N, M) from one or two harmonics of a frequency (N,) (1/d).
-
-    $c_1 = K \cos\lambda_0$, $s_1 = -K \sin\lambda_0$; $(k, h)$ is $(c_2, s_2) / K$ turned by $2\lambda_0$, shrunk by
-    $z^2 / (2 + z^2)$ for its significance z, since two amplitudes of pure noise are an eccentricity too.
-    """
+    """An orbit (N, 5) and its curve (N, M) from one or two harmonics of a frequency (N,) (1/d)."""
     phase = TWO_PI * frequency[:, None] * data.elapsed
-    basis = [phase.cos(), phase.sin()] + ([(2 * phase).cos(), (2 * phase).sin()] if eccentric else [])
-    columns = data.without_offsets(torch.stack(basis, -1), weight)
+    columns = data.without_offsets(harmonics(phase, eccentric), weight)
     fit = weighted_least_squares(columns, values, weight)
-    a = fit.amplitude
-    amplitude = (a[:, 0].square() + a[:, 1].square()).sqrt().clamp_min(1e-3)
-    longitude = torch.atan2(-a[:, 1], a[:, 0])
-    k, h = torch.zeros_like(longitude), torch.zeros_like(longitude)
-    if eccentric:
-        cos, sin = (2 * longitude).cos(), (2 * longitude).sin()
-        significance = (a[:, 2:] / fit.standard_error[:, 2:].clamp_min(1e-12)).square().sum(-1)
-        shrink = significance / (2 + significance)
-        k = shrink * (a[:, 2] * cos - a[:, 3] * sin) / amplitude
-        h = shrink * (a[:, 2] * sin + a[:, 3] * cos) / amplitude
-        k, h = _bounded(k, h, LARGEST_START)
-    orbit = torch.stack([frequency * data.span, longitude, amplitude.log(), k, h], dim=-1)
-    return orbit, (columns @ a[..., None])[..., 0]
+    orbit = orbit_of_harmonics(fit.amplitude, fit.standard_error, frequency * data.span)
+    return orbit, (columns @ fit.amplitude[..., None])[..., 0]
 
 
 # ---------------------------------------------------------------- the descent
@@ -269,15 +282,8 @@ def _within(trial: Tensor, y: Tensor, limits: Sequence[tuple[float, float]]) -> 
         i = COORDINATES * p
         trial[:, i] = trial[:, i].clamp(low, high)
         trial[:, i + 2] = torch.clamp(trial[:, i + 2], y[:, i + 2] - LARGEST_LOG_STEP, y[:, i + 2] + LARGEST_LOG_STEP)
-        trial[:, i + 3], trial[:, i + 4] = _bounded(trial[:, i + 3], trial[:, i + 4], LARGEST_ECCENTRICITY)
+        trial[:, i + 3], trial[:, i + 4] = bounded(trial[:, i + 3], trial[:, i + 4], LARGEST_ECCENTRICITY)
     return trial
-
-
-def _bounded(k: Tensor, h: Tensor, largest: float) -> tuple[Tensor, Tensor]:
-    """(k, h) with e no larger than `largest`."""
-    e = (k.square() + h.square()).sqrt()
-    factor = torch.where(e > largest, largest / e.clamp_min(1e-12), 1.0)
-    return k * factor, h * factor
 
 
 def _jitter(data: Velocities, y: Tensor, jitter: Tensor, *, shared: bool, parameters: int) -> tuple[Tensor, Tensor]:

@@ -181,34 +181,6 @@ def _holds_float32(value: Any) -> bool:
     return any(_holds_float32(v) for k, v in vars(value).items() if k != "_inv")
 
 
-def proposal_of(simulator: Simulator, specs: Mapping[str, PriorSpec]) -> Distribution:
-    """The distribution from which theta is drawn for training: the prior, some components replaced.
-
-    Raises:
-        ValueError: unknown parameter, joint prior, or a proposal that reaches outside the prior's support.
-    """
-    prior = prior_of(simulator)
-    if not specs:
-        return prior
-    if not isinstance(prior, IndependentPrior):
-        raise ValueError(
-            f"simulator {simulator.name!r} has a joint prior: simulate.proposal cannot replace single components"
-        )
-    names = [p.name for p in simulator.parameters]
-    unknown = [n for n in specs if n not in names]
-    if unknown:
-        raise ValueError(f"simulate.proposal: no parameter {unknown[0]!r}; parameters: {', '.join(names)}")
-    marginals = list(prior.marginals)
-    for name, spec in specs.items():
-        index = names.index(name)
-        proposal = distribution_from_spec(spec, f"simulate.proposal.{name}")
-        probe = proposal.icdf(torch.tensor([1e-9, 0.5, 1 - 1e-9], dtype=torch.float64))
-        if not bool(in_support(marginals[index], probe).all()):
-            raise ValueError(f"simulate.proposal.{name}: reaches outside the support of the prior")
-        marginals[index] = proposal
-    return IndependentPrior(marginals)
-
-
 def sample(distribution: Distribution, count: int, generator: torch.Generator) -> Tensor:
     """`count` draws that depend on the generator alone, on its device: see `global_generators_from`."""
     with global_generators_from(generator):

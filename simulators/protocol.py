@@ -1,7 +1,7 @@
 """What a simulator is: parameters, observables, `simulate`, and what it may offer beyond that.
 
 A simulator is any object with the attributes of :class:`Simulator`. No base class is needed. What is
-optional (`log_likelihood`, `features`, `pilot`, `model_curve`, `signal`, `observe`, `simulate_with_reasons`,
+optional (`log_likelihood`, `features`, `pilot`, `candidates`, `model_curve`, `signal`, `observe`, `simulate_with_reasons`,
 `read_observation`) is looked up by name; the functions at the end of this file say whether it is there.
 
 The pipeline calls a simulator through these functions alone. Each hands out copies of theta and of
@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from simulators.declarations import Observable as Observable
 from simulators.declarations import Parameter as Parameter
@@ -28,6 +29,8 @@ from simulators.returned import data_of, real_tensor, tensor_without_gradient
 from simulators.views import ImageView as ImageView
 from simulators.views import PredictiveView as PredictiveView
 
+INWARDS = 1e-3
+"""Of the way from an end of a prior's range to its median: where a candidate beyond that end is put."""
 Data = dict[str, Tensor]
 """x: one array an observable, each of shape (N, *observable.shape)."""
 
@@ -62,6 +65,8 @@ class Simulator(Protocol):
       its prior costs the network nothing. Any guess is valid: q stays a normalised density. For a periodic
       parameter the location is an angle, 2 pi (theta - low) / (high - low) - pi, and the scale is not used;
       with a prior on the simplex both are (N, D - 1).
+    - `candidates(x) -> Tensor`: theta (C, D) from which a search for modes of ONE posterior should start, x of one row, best first:
+      every peak of a periodogram that could matter, say, with the other parameters fitted. A guess each; too many cost time alone.
     - `model_curve(theta, x, grid) -> Tensor`: noise-free prediction of the first data observable for
       ONE observation: theta (K, D), x of one row, grid (G,) of its abscissa, gives (K, G).
     - `predictive_views(theta, x) -> list[PredictiveView | ImageView]`: the figures in which data and posterior of ONE observation are
@@ -301,9 +306,45 @@ def pilot_of(
 
 
 def candidates_of(simulator: Simulator, x: Mapping[str, Tensor]) -> Tensor | None:
-    """Points from which a search for posterior modes of ONE observation should start, theta (C, D), if the simulator names any."""
+    """Where a search for modes of the posterior of ONE x of one row should start, (C, D), float64; None where it does not say.
+
+    Rows with numbers that are not finite are left out; a component beyond the range of its prior is moved to its nearest end,
+    a thousandth of the way to the median. With a joint prior, rows outside its support are left out.
+
+    Raises:
+        ValueError: several rows, or the wrong shape.
+    """
     candidates = _optional(simulator, "candidates")
-    return None if candidates is None else candidates(x)
+    if candidates is None:
+        return None
+    rows, dimension = len(next(iter(x.values()))), len(simulator.parameters)
+    if rows != 1:
+        raise ValueError(f"candidates: expected x of one row, got {rows}")
+    theta = torch.as_tensor(candidates(x)).detach()
+    if theta.dim() != 2 or theta.shape[1] != dimension:
+        raise ValueError(
+            f"simulator {simulator.name!r}: candidates must give a tensor (C, {dimension}), got {tuple(theta.shape)}"
+        )
+    theta = theta.double()[theta.isfinite().all(-1)]
+    joint = getattr(simulator, "prior", None)
+    if joint is not None:
+        return theta[torch.as_tensor(joint.support.check(theta), device=theta.device)]
+    moved = [_into_support(p.prior, column) for p, column in zip(simulator.parameters, theta.unbind(-1), strict=True)]
+    return torch.stack(moved, dim=-1)
+
+
+def _into_support(prior: Distribution | None, value: Tensor) -> Tensor:
+    """Values of one parameter, those outside the open support of its prior moved inside."""
+    if prior is None:
+        return value
+    support: Any = prior.support
+    low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    center = prior.icdf(torch.tensor(0.5, dtype=torch.float64)).to(value)
+    for end, beyond in ((low, value.le), (high, value.ge)):
+        if end is not None:
+            bound = torch.as_tensor(end).to(value)
+            value = torch.where(beyond(bound), bound + INWARDS * (center - bound), value)
+    return value
 
 
 def read_observation(simulator: Simulator, path: Path) -> tuple[Data, list[str]]:

@@ -21,9 +21,14 @@ from torch.distributions import constraints
 from simulators.kepler import TWO_PI, wrap_turns
 from simulators.observing_design import DesignSpec, ObservingDesign, design_from_spec, number
 from simulators.orbit import Quantity, are_bound, declare, orbit_from_spec
+from simulators.orbit_candidates import candidate_orbits
+from simulators.orbit_fit import Velocities, fit_orbits
 from simulators.priors import PriorSpec
-from simulators.protocol import Data, Observable, Parameter
+from simulators.protocol import Data, Parameter
+from simulators.unconstrained import UnconstrainedPrior
 from simulators.velocity_files import read_velocity_table
+from simulators.velocity_options import period_grid, velocity_observables
+from simulators.velocity_pilot import Coordinates
 from simulators.velocity_summary import VelocitySummary, summarize_velocities
 
 
@@ -250,6 +255,35 @@ class RadialVelocity:
                 location[:, index], scale[:, index] = guess, error
         return location, scale
 
+    def candidates(self, x: Mapping[str, Tensor]) -> Tensor:
+        """Orbits at every combination of periodogram peaks that could matter, x of one star, (C, D); none if all periods are fixed."""
+        if all(o.period.index is None for o in self.orbits):
+            return torch.empty(0, len(self.parameters), dtype=torch.float64)
+        time, velocity = x["time"].double(), x["velocity"].double()
+        elapsed = time - self.reference_epoch
+        known = [q.value if q.index is None else 0.0 for q in (self.dvdt, self.curv)]
+        powers = [elapsed**n for n, q in ((1, self.dvdt), (2, self.curv)) if q.index is not None]
+        epoch, span = self.design.start + self.design.baseline / 2, self.design.baseline
+        data = Velocities(
+            elapsed=time - epoch,
+            velocity=velocity - velocity.mean(-1, keepdim=True) - (known[0] + known[1] * elapsed) * elapsed,
+            variance=x["velocity_error"].double().square(),
+            membership=torch.ones_like(time)[..., None],
+            linear=torch.stack(powers, -1) if powers else time.new_zeros(*time.shape, 0),
+            span=span,
+        )
+        options: dict[str, Any] = {
+            "grids": [period_grid(o.period, self.parameters, span) for o in self.orbits],
+            "eccentric": [o.secosw is not None for o in self.orbits],
+            "typical_jitter": self._typical_jitter(),
+            "shared_jitter": True,
+            "free_jitter": self.jit.index is not None,
+        }
+        trend = tuple(q for q in (self.dvdt, self.curv) if q.index is not None)
+        prior = UnconstrainedPrior.of(self.parameters)
+        coordinates = Coordinates(self.orbits, trend, (self.jit,), (), prior, epoch, span)
+        return coordinates.candidates(candidate_orbits(data, fit_orbits(data, **options), **options))
+
     def _summary(self, x: Mapping[str, Tensor]) -> VelocitySummary:
         """The linear fit to x, fixed trend and curvature taken out first."""
         time, error, velocity = (x[name].double() for name in ("time", "velocity_error", "velocity"))
@@ -313,18 +347,6 @@ class RadialVelocity:
             )
         arrays = {o.name: getattr(table, o.name).astype(o.dtype)[None, :] for o in self.observables}
         return {name: torch.from_numpy(values) for name, values in arrays.items()}, [Path(path).stem]
-
-
-def velocity_observables(points: int) -> tuple[Observable, ...]:
-    """Observables of M points. Velocities are float64 in files: a systemic velocity of 100 km/s leaves float32 steps of 8 mm/s.
-
-    An error bar has no such offset, so float32 (6e-8 of its value) is harmless there.
-    """
-    return (
-        Observable("time", (points,), "d", role="context", label="time"),
-        Observable("velocity_error", (points,), "m / s", role="context", dtype="float32", label="velocity error"),
-        Observable("velocity", (points,), "m / s", label="radial velocity", against="time", error="velocity_error"),
-    )
 
 
 def _as_list(planets: object) -> list[Any]:

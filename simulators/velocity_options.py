@@ -1,4 +1,4 @@
-"""Options of `multi_instrument_velocity`: planets, jitters, and the frequencies in which a planet is looked for."""
+"""What the simulators of velocities share: planets, jitters, frequencies in which a planet is looked for, observables."""
 
 from __future__ import annotations
 
@@ -75,10 +75,29 @@ def frequencies(period: Parameter, baseline: float) -> FrequencyGrid:
     return FrequencyGrid.between(1 / float(ends[1]), 1 / float(ends[0]), baseline)
 
 
+def period_grid(period: Quantity, parameters: Sequence[Parameter], baseline: float) -> FrequencyGrid:
+    """Frequencies (1/d) of a period, that one alone where it is fixed."""
+    if period.index is None:
+        return FrequencyGrid(1 / period.value, 0.0, 1, 1)
+    return frequencies(parameters[period.index], baseline)
+
+
 def blocks(x: Mapping[str, Tensor]) -> Iterator[Data]:
     """x, `ROWS` stars at a time."""
     for start in range(0, len(x["time"]), ROWS):
         yield {name: values[start : start + ROWS] for name, values in x.items()}
+
+
+def velocity_observables(points: int) -> tuple[Observable, ...]:
+    """Observables of M points. Velocities are float64 in files: a systemic velocity of 100 km/s leaves float32 steps of 8 mm/s.
+
+    An error bar has no such offset, so float32 (6e-8 of its value) is harmless there.
+    """
+    return (
+        Observable("time", (points,), "d", role="context", label="time"),
+        Observable("velocity_error", (points,), "m / s", role="context", dtype="float32", label="velocity error"),
+        Observable("velocity", (points,), "m / s", label="radial velocity", against="time", error="velocity_error"),
+    )
 
 
 def masked_observables(size: int) -> tuple[Observable, ...]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, biject_to
+from torch.distributions import Distribution, LogNormal, Normal, biject_to
 
 from simulators.kepler import TWO_PI, mean_anomaly_at_conjunction
 from simulators.orbit import Orbit, Quantity
@@ -23,6 +23,8 @@ MARGIN = 1e-4
 """Share of the prior's range, at either end, that first guesses keep away from."""
 WIDEST, NARROWEST = 3.0, 1e-7
 """Scale of a guess on the unconstrained space."""
+MOST_TURNS, NEAR, MOST_CANDIDATES = 8, 0.1, 64
+"""Orbits by which a conjunction is moved at most, if its prior allows it to a tenth of a period, and candidates of one star."""
 DEPARTURE_STEPS = (-1.5, 1.5)
 """Where the log joint density is compared with that of a Gaussian, in standard deviations along each column."""
 
@@ -82,12 +84,62 @@ class Coordinates:
                 shift[:, j] = torch.minimum(fit.jitter_error[:, j], 0.9 * fit.jitter[:, j])
                 up = self._unconstrained(fit.y, fit.jitter + shift, turns)
                 columns.append(((up - self._unconstrained(fit.y, fit.jitter - shift, turns)) / 2)[..., None])
-        for quantity in self.law:
+        pilot = self._with_priors(center, torch.cat(columns, -1))
+        law = [torch.zeros_like(center) for _ in self.law]
+        for quantity, column in zip(self.law, law, strict=True):
             index = quantity.index or 0
-            column = torch.zeros_like(center)
             column[:, index] = _prior_width(self.prior.marginals[index])
-            columns.append(column[..., None])
-        return Pilot(center, torch.cat(columns, -1))
+        return replace(pilot, columns=torch.cat([pilot.columns, *(c[..., None] for c in law)], -1))
+
+    def _with_priors(self, location: Tensor, columns: Tensor) -> Pilot:
+        r"""The fit and what the priors know besides: a conjunction from transits is far narrower than what velocities say of it.
+
+        With u = m + G z, z ~ N(0, 1), and priors N(a, s) of u_R: $A = 1 + G_R^T s^{-2} G_R$, $z = A^{-1} G_R^T s^{-2} (a - m_R)$,
+        covariance of z $A^{-1}$. A bounded prior that the whole fit lies outside of is all that is known: its middle and width.
+        """
+        law = [q.index for q in self.law]
+        known = [(d, g) for d, m in enumerate(self.prior.marginals) if d not in law and (g := _gaussian(m)) is not None]
+        if known:
+            index = torch.tensor([d for d, _ in known], device=location.device)
+            mean, scale = location.new_tensor([g for _, g in known]).unbind(-1)
+            rows = columns[:, index]  # (N, R, C)
+            weighted = rows.mT / scale.square()
+            precision = weighted @ rows + torch.eye(rows.shape[-1]).to(location)
+            factor = torch.linalg.cholesky_ex(precision)[0]
+            shift = torch.cholesky_solve(weighted @ (mean - location[:, index])[..., None], factor)
+            location = location + (columns @ shift)[..., 0]
+            columns = torch.linalg.solve_triangular(factor, columns.mT, upper=False).mT
+        for d, marginal in enumerate(self.prior.marginals):
+            ends = [_to_real(marginal, marginal.icdf(location.new_tensor(q))) for q in (MARGIN, 1 - MARGIN)]
+            at_end = (location[:, d] == ends[0]) | (location[:, d] == ends[1])
+            lost = at_end & (columns[:, d].norm(dim=-1) < NARROWEST)
+            middle = _to_real(marginal, marginal.icdf(location.new_tensor(0.5)))
+            location[:, d] = torch.where(lost, middle, location[:, d])
+            columns[:, d, 0] = torch.where(lost, _prior_width(marginal), columns[:, d, 0])
+        return Pilot(location, columns)
+
+    def candidates(self, fit: OrbitFit) -> Tensor:
+        """theta (C, D) of fits of one star, best first, then those with a conjunction of another orbit that its prior allows."""
+        turns = self._turns(fit.y)
+        rows, others = list(range(len(fit.y))), [turns]
+        for p, orbit in enumerate(self.orbits):
+            if orbit.conjunction.index is None:
+                continue
+            period, conjunction = self._ephemeris(fit.y, p)
+            marginal = self.prior.marginals[orbit.conjunction.index]
+            low, high = (marginal.icdf(fit.y.new_tensor(q)) for q in (MARGIN, 1 - MARGIN))
+            for turn in (t for n in range(1, MOST_TURNS + 1) for t in (n, -n)):
+                moved = conjunction + period * (turns[:, p] + turn)
+                inside = ((moved > low - NEAR * period) & (moved < high + NEAR * period)).nonzero()[:, 0]
+                rows += inside.tolist()
+                others.append(turns[inside] + turn * torch.eye(len(self.orbits)).to(turns)[p])
+        row = torch.tensor(rows, device=fit.y.device)
+        is_moved = torch.arange(len(row), device=row.device) >= len(fit.y)
+        chosen = (row + len(fit.y) * is_moved).argsort(stable=True)[
+            :MOST_CANDIDATES
+        ]  # every orbit of the best fits first
+        row = row[chosen]
+        return self.prior.theta(self._unconstrained(fit.y[row], fit.jitter[row], torch.cat(others)[chosen]))
 
     def _turns(self, y: Tensor) -> Tensor:
         """Whole periods that bring each conjunction nearest to the middle of its prior, (N, P)."""
@@ -155,8 +207,19 @@ def _quantities(orbit: Orbit) -> tuple[Quantity | None, ...]:
     return orbit.period, orbit.conjunction, orbit.logk, orbit.secosw, orbit.sesinw
 
 
+def _gaussian(marginal: Distribution) -> tuple[float, float] | None:
+    """Mean and standard deviation of a prior that is normal on the unconstrained space, None for others."""
+    if isinstance(marginal, (Normal, LogNormal)):
+        return float(marginal.loc), float(marginal.scale)
+    return None
+
+
 def _to_real(marginal: Distribution, value: Tensor) -> Tensor:
-    """biject_to(support)^-1 of a value that is first brought inside the prior's range."""
+    """biject_to(support)^-1 of a value, brought inside the prior's range first unless the prior is normal there."""
+    if isinstance(marginal, Normal):
+        return value
+    if isinstance(marginal, LogNormal):
+        return value.clamp_min(torch.finfo(value.dtype).tiny).log()
     ends = marginal.icdf(torch.tensor([MARGIN, 1 - MARGIN], dtype=torch.float64))
     low, high = float(ends[0]), float(ends[1])
     inverse = biject_to(marginal.support).inv

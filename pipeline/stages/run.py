@@ -36,7 +36,8 @@ from pipeline.store import (
 )
 from pipeline.training.auto import schedule
 from simulators.noise_free import WithSignal
-from simulators.priors import prior_of, proposal_of
+from simulators.priors import prior_of
+from simulators.proposals import proposal_of
 from simulators.protocol import Simulator, has_likelihood, has_signal
 
 STAGES = ("simulate", "likelihood", "train", "infer", "validate", "compare", "report")

@@ -34,6 +34,7 @@ from pipeline.training.stream import StreamedSet
 from pipeline.training.together import together
 from simulators.noise_free import WithSignal
 from simulators.priors import sample, to_device
+from simulators.proposals import proposed_parameters
 from simulators.protocol import Simulator
 
 VERSION = 6
@@ -244,7 +245,7 @@ def _say_what_the_proposal_means(run: Run) -> None:
     phases = run.phases
     unweighted = [i for i, p in enumerate(phases) if "forward_kl" in p.weights and not p.weighted]
     if unweighted:
-        replaced = ", ".join(run.case.simulate.proposal)
+        replaced = ", ".join(proposed_parameters(run.case.simulate.proposal))
         last = (
             "the weights of the certificate correct it"
             if len(phases) - 1 in unweighted or not phases[-1].needs_likelihood

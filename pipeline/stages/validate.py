@@ -4,7 +4,7 @@ Where theta was drawn from a proposal, ranks are uniform only under the posterio
 prior. The same q is then weighted with the proposal's density in place of the prior's. A simulation in which
 that leaves too few effective draws, or weights with too heavy a tail (Pareto k), is not tested, as its certificate
 would not vouch for it; whether it is depends on its data alone, and ranks stay uniform in any subset that is chosen by
-the data.
+the data. What the proposal leaves out is in none of them: `calibration_scope` says so, and looks for it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from pipeline.estimators.posterior import Posterior, load_posterior
 from pipeline.estimators.proposal import Amortized, weigh
 from pipeline.progress import console, progress_bar
 from pipeline.rng import generator
+from pipeline.stages.calibration_scope import Scope, observed_file, scope_of
 from pipeline.stages.parts import Parts, Share
 from pipeline.stages.run import Run, begin, finish, need_same_settings
 from pipeline.stages.simulate import HELD_OUT
 from pipeline.store import DataSet, create_dataset, open_hdf5, read_data, write_hdf5
 from simulators.protocol import Data, has_likelihood
 
-VERSION = 3
+VERSION = 4
 BLOCK = 25
 """Simulations weighed at once: bounds memory."""
 LEAST_TESTED = 50
@@ -65,6 +66,8 @@ def validate(run: Run, *, share: Share | None = None) -> Path:
             "validate.weighted: false needs theta from the prior: with a proposal only weights make ranks uniform"
         )
     inputs = {"posterior": run.input("train"), "simulations": run.input("simulate")}
+    observed = observed_file(run)
+    inputs |= {} if observed is None else {"observation": observed}
     need_same_settings(run, inputs["simulations"], "simulate")
     need_same_settings(run, inputs["posterior"], "train")
     key = begin(run, "validate", VERSION, run.relevant("seed", "simulator", "validate"), inputs)
@@ -93,11 +96,11 @@ def validate(run: Run, *, share: Share | None = None) -> Path:
         )
     assert data.theta is not None
     calibration = calibrate(data.theta[tested], draws.theta.cpu()[:, tested], seed=run.case.seed)
-    write_hdf5(output, lambda file: _fill(file, run, data.theta, draws, tested, calibration), key.attributes())
+    scope = scope_of(run)
+    write_hdf5(output, lambda file: _fill(file, run, data.theta, draws, tested, calibration, scope), key.attributes())
     parts.remove()
-    verdict = "calibrated" if calibration.passed else "NOT calibrated"
     console.print(
-        f"validate: {verdict} on {int(tested.sum())} of {len(data)} held-out simulations: least p-value "
+        f"validate: {scope.verdict(calibration.passed)} on {int(tested.sum())} of {len(data)} held-out simulations: least p-value "
         f"{calibration.least_p_value:.3f} of {calibration.tests} tests"
     )
     if not bool(draws.ess_fraction.isfinite().all()):
@@ -180,7 +183,13 @@ def _weighted_draws(run: Run, posterior: Posterior, x: Data, stream: torch.Gener
 
 
 def _fill(
-    file: h5py.File, run: Run, theta_true: Tensor | None, draws: HeldOutDraws, tested: Tensor, calibration: Calibration
+    file: h5py.File,
+    run: Run,
+    theta_true: Tensor | None,
+    draws: HeldOutDraws,
+    tested: Tensor,
+    calibration: Calibration,
+    scope: Scope,
 ) -> None:
     assert theta_true is not None
     group = file.create_group("calibration")
@@ -199,4 +208,7 @@ def _fill(
     create_dataset(group, "tarp_alpha", calibration.tarp.alpha)
     create_dataset(group, "tarp_expected_coverage", calibration.tarp.expected_coverage)
     group.attrs["tarp_p_value"] = calibration.tarp.p_value
-    group.attrs["passed"] = calibration.passed
+    group.attrs["passed"] = calibration.passed and not scope.misses_peaks
+    group.attrs["scope"] = scope.words
+    group.attrs["outside_proposal"] = scope.outside
+    group.attrs["verdict"] = scope.verdict(calibration.passed)

@@ -15,6 +15,7 @@ from pipeline.config import build_simulator, case_from_values, json_schema, load
 from pipeline.errors import InputError
 from pipeline.settings import CaseSettings, Objective, PhaseSettings, SimulatorSettings
 from pipeline.stages.run import Run
+from simulators.proposals import proposed_parameters
 from tests.pipeline.test_settings import LEAST, blocks
 from tests.simulators.fermi.synthetic_sky import write_synthetic_sky
 
@@ -53,7 +54,7 @@ def test_every_case_loads_builds_and_survives_a_round_trip(path: Path, tmp_path:
     assert case.name == path.stem
     simulator = build_simulator(case.simulator)
     names = {p.name for p in simulator.parameters}
-    assert set(case.simulate.proposal) <= names
+    assert set(proposed_parameters(case.simulate.proposal)) <= names
     assert case.observation is None or case.observation.is_file()
     assert case_from_values(json.loads(json.dumps(case.dump())), "stored") == case
 

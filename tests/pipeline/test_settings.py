@@ -81,3 +81,14 @@ def test_every_field_is_read_somewhere() -> None:
 def test_the_learning_rate_is_that_of_the_objective_where_none_is_given(objective: Any, rate: float) -> None:
     assert PhaseSettings(objective=objective, steps=1, draws=8).learning_rate == rate
     assert PhaseSettings(objective=objective, steps=1, draws=8, learning_rate=0.1).learning_rate == 0.1
+
+
+def test_a_proposal_is_dumped_as_it_was_written() -> None:
+    """It goes into the keys of simulations, which boxes of one parameter each had before there were mixtures."""
+    box = {"per1": {"uniform": [20, 21.5]}, "jit": {"half_normal": 2}}
+    for proposal in (
+        box,
+        {"mixture": [{"weight": 0.5, **box}, {"per1": {"uniform": [30, 31]}}], "logk1": {"normal": [1, 1]}},
+    ):
+        case = CaseSettings.model_validate(LEAST | {"simulate": {"proposal": proposal}})
+        assert json.dumps(case.content("simulate")["simulate"]["proposal"]) == json.dumps(proposal)

@@ -1,4 +1,4 @@
-"""Priors from specifications, their products, and proposals."""
+"""Priors from specifications, and their products."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import torch
 from scipy import stats
 from torch.distributions import LogNormal, MultivariateNormal, Normal, Uniform, biject_to
 
-from simulators.linear_gaussian import LinearGaussian
 from simulators.priors import (
     IndependentPrior,
     distribution_from_spec,
     prior_of,
-    proposal_of,
     sample,
     to_device,
 )
@@ -150,31 +148,6 @@ def test_prior_of_takes_the_joint_one_and_refuses_none() -> None:
 
     with pytest.raises(ValueError, match=r"'without': no prior for a, b"):
         prior_of(Without())  # pyright: ignore[reportArgumentType]
-
-
-def test_proposal_replaces_single_components() -> None:
-    simulator = LinearGaussian(dimension=2)
-    assert isinstance(proposal_of(simulator, {}), IndependentPrior)
-    proposal = proposal_of(simulator, {"theta_2": {"normal": [3, 0.1]}})
-    assert isinstance(proposal, IndependentPrior)
-    assert [float(m) for m in proposal.mean] == [0.0, 3.0]
-    assert float(prior_of(simulator).mean[1]) == 0.0
-
-
-def test_proposal_refuses_unknown_names_joint_priors_and_what_leaves_the_support() -> None:
-    simulator = LinearGaussian(dimension=2)
-    with pytest.raises(ValueError, match=r"no parameter 'theta_3'; parameters: theta_1, theta_2"):
-        proposal_of(simulator, {"theta_3": {"normal": [0, 1]}})
-    with pytest.raises(ValueError, match=r"joint prior"):
-        proposal_of(Joint(), {"a": {"normal": [0, 1]}})  # pyright: ignore[reportArgumentType]
-
-    class Bounded:
-        name = "bounded"
-        parameters = (Parameter("share", distribution_from_spec({"uniform": [0, 0.5]})),)
-
-    with pytest.raises(ValueError, match=r"simulate.proposal.share: reaches outside the support"):
-        proposal_of(Bounded(), {"share": {"beta": [2, 2]}})  # pyright: ignore[reportArgumentType]
-    assert proposal_of(Bounded(), {"share": {"uniform": [0.1, 0.2]}})  # pyright: ignore[reportArgumentType]
 
 
 class Days:

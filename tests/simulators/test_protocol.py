@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Dirichlet, HalfNormal, Normal, Uniform
 
 from simulators.linear_gaussian import LinearGaussian
 from simulators.protocol import (
@@ -15,6 +16,7 @@ from simulators.protocol import (
     Observable,
     Parameter,
     Simulator,
+    candidates_of,
     context_of,
     data_observables,
     has_likelihood,
@@ -102,3 +104,44 @@ def test_a_pilot_is_optional_and_checked() -> None:
     for scale in (0 * one, torch.nan * one):
         with pytest.raises(ValueError, match=r"not finite, or a scale that is not positive"):
             pilot_of(Piloted(one, scale), x)
+
+
+class Searched:
+    """Says where to look for modes."""
+
+    name = "searched"
+    parameters = (
+        Parameter("rate", HalfNormal(torch.tensor(1.0))),
+        Parameter("share", Uniform(0.0, 2.0)),
+        Parameter("level", Normal(0.0, 1.0)),
+    )
+    observables = (Observable("y", ()),)
+
+    def __init__(self, theta: Tensor) -> None:
+        self.theta = theta
+
+    def candidates(self, x: Mapping[str, Tensor]) -> Tensor:
+        return self.theta
+
+
+def test_candidates_are_optional_finite_and_inside_the_prior() -> None:
+    x = {"y": torch.zeros(1)}
+    assert candidates_of(Implicit(), {"counts": torch.zeros(1, 2, 3)}) is None
+    theta = torch.tensor([[0.5, 1.5, 9.0], [-1.0, 2.5, -9.0], [0.0, 2.0, torch.nan], [0.5, -torch.inf, 0.0]])
+    found = candidates_of(Searched(theta), x)  # pyright: ignore[reportArgumentType]
+    assert found is not None
+    # a thousandth of the way from an end to the median: 0.6745 of a half normal, 1 of the uniform
+    expected = torch.tensor([[0.5, 1.5, 9.0], [0.0006745, 1.999, -9.0]], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match=r"candidates: expected x of one row, got 2"):
+        candidates_of(Searched(theta), {"y": torch.zeros(2)})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"candidates must give a tensor \(C, 3\), got \(4, 2\)"):
+        candidates_of(Searched(theta[:, :2]), x)  # pyright: ignore[reportArgumentType]
+
+
+def test_candidates_outside_a_joint_prior_are_left_out() -> None:
+    simulator = Searched(torch.tensor([[0.2, 0.3, 0.5], [0.2, 0.3, 0.7]]))
+    simulator.prior = Dirichlet(torch.ones(3))  # pyright: ignore[reportAttributeAccessIssue]
+    found = candidates_of(simulator, {"y": torch.zeros(1)})  # pyright: ignore[reportArgumentType]
+    assert found is not None
+    torch.testing.assert_close(found, simulator.theta[:1].double())
