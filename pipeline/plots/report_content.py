@@ -80,8 +80,8 @@ class ComparisonRow:
         c2st: of its draws against ours, 0.5 is equality.
         worst_mean_shift: largest difference of means, in standard deviations.
         worst_wasserstein: largest 1-Wasserstein distance, in standard deviations.
-        wall_time_s: seconds.
-        likelihood_calls: number.
+        wall_time_s, cpu_time_s: seconds an observation; NaN where not measured.
+        likelihood_calls: number an observation.
         converged: by its own checks.
         note: what the numbers include, such as training.
     """
@@ -96,7 +96,8 @@ class ComparisonRow:
     worst_mean_shift: float | None = None
     worst_wasserstein: float | None = None
     wall_time_s: float | None = None
-    likelihood_calls: int | None = None
+    cpu_time_s: float | None = None
+    likelihood_calls: float | None = None
     converged: bool | None = None
     note: str = ""
 

@@ -49,10 +49,10 @@ def report(run: Run) -> Path:
     inferred = Inferred({})
     if "inference" in inputs:
         inferred = inferred_observations(run, inputs["inference"], inputs.get("compare"))
-    comparison = comparison_rows(inputs)
+    comparison = comparison_rows(run, inputs)
     calibration, calibration_figures = calibration_of(run, inputs.get("validate"))
     figures = [*inferred.figures, *training_figures(header), *calibration_figures]
-    record = json.loads(provenance(key.started))
+    record = json.loads(provenance())
     content = ReportContent(
         title=run.case.title or run.case.name,
         case=run.case.name,
@@ -66,7 +66,7 @@ def report(run: Run) -> Path:
         phases=tuple(phase_rows(header)),
         figures=tuple(figures),
         settings_yaml=yaml.safe_dump(used.dump(), sort_keys=False),
-        provenance={k: str(v) for k, v in record.items() if k not in ("versions", "wall_time_s")},
+        provenance={k: str(v) for k, v in record.items() if k != "versions"},
         versions=record["versions"],
         warnings=tuple(_warnings(header, inferred, calibration, used.infer)),
         surrogate_likelihood="likelihood" in inputs,

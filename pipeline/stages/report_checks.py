@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from pipeline.plots.report_content import (
     ReportFigure,
 )
 from pipeline.plots.training import plot_training
-from pipeline.schema import PROVENANCE
+from pipeline.stages.costs import baseline_costs, cost_in_words, inference_cost
 from pipeline.stages.run import Run
-from pipeline.store import open_hdf5, read_safetensors_header
+from pipeline.store import open_hdf5
 
 LEAST_TESTED = 0.8
 """Share of held-out simulations below which calibration is said to speak of a part of them only."""
@@ -60,16 +61,11 @@ def phase_rows(header: dict[str, str]) -> list[PhaseRow]:
     return rows
 
 
-def _wall_time(path: Path) -> float:
-    attributes: Any = read_safetensors_header(path) if path.suffix == ".safetensors" else None
-    if attributes is None:
-        with open_hdf5(path) as file:
-            attributes = dict(file.attrs)
-    return float(json.loads(str(attributes[PROVENANCE])).get("wall_time_s", np.nan))
+def comparison_rows(run: Run, inputs: dict[str, Path]) -> list[ComparisonRow]:
+    """Ours and every baseline's figures for the first observation; nothing where `compare` was not run.
 
-
-def comparison_rows(inputs: dict[str, Path]) -> list[ComparisonRow]:
-    """Ours and every baseline's figures for the first observation; nothing where `compare` was not run."""
+    Costs are means over the observations that each side was run on.
+    """
     path = inputs.get("compare")
     if path is None:
         return []
@@ -78,16 +74,15 @@ def comparison_rows(inputs: dict[str, Path]) -> list[ComparisonRow]:
         ours = float(certificate["log_evidence"][0])
         error = float(certificate["log_evidence_error"][0])
         identifier = certificate["observation"].asstr()[0]
-        calls = int(certificate["likelihood_calls"][0])
-    training, inference = _wall_time(inputs["posterior"]), _wall_time(inputs["inference"])
+    cost, _ = inference_cost(inputs["inference"])
+    costs = baseline_costs(path)
     rows = [
         ComparisonRow(
             "elboscope",
             log_evidence=ours,
             log_evidence_error=error,
-            wall_time_s=inference,
-            likelihood_calls=calls,
-            note=f"inference of all observations, after {training:.0f} s of training that serve every observation",
+            **asdict(cost),
+            note=cost_in_words(run, inputs["inference"]),
         )
     ]
     with open_hdf5(path) as file:
@@ -106,8 +101,7 @@ def comparison_rows(inputs: dict[str, Path]) -> list[ComparisonRow]:
                     c2st=float(a["c2st"]),
                     worst_mean_shift=float(np.abs(side["mean_shift"]).max()),
                     worst_wasserstein=float(np.max(side["wasserstein"])),
-                    wall_time_s=float(json.loads(a[PROVENANCE])["wall_time_s"]),
-                    likelihood_calls=int(a["likelihood_calls"]),
+                    **asdict(costs[name]),
                     converged=bool(a["converged"]),
                 )
             )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.cost import Cost, Meter, cost_from
 from pipeline.errors import InputError
 from pipeline.rng import generator
-from pipeline.schema import CONTENT_KEY, STAGE
+from pipeline.schema import CONTENT_KEY, PROVENANCE, STAGE
 from pipeline.stages.run import Run
 from pipeline.store import as_text, content_key, open_hdf5, write_data
 from simulators.failures import Failure, FailureCode
@@ -47,11 +48,13 @@ class ShardReport:
         shard: which one.
         failed: simulations of it that failed.
         first: the first of them, its reason and its theta in words; empty without one.
+        cost: of making it.
     """
 
     shard: Shard
     failed: int
     first: str = ""
+    cost: Cost = field(default=Cost(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -87,21 +90,26 @@ def shard_report(path: Path, shard: Shard, key: str) -> ShardReport | None:
         with open_hdf5(path) as file:
             own = (as_text(file.attrs.get(CONTENT_KEY)), file.attrs.get(SHARD), len(file["theta"]))  # pyright: ignore[reportArgumentType]
             failed = int(np.asarray(file.attrs.get(FAILED_COUNT, -1)))
+            cost = cost_from(as_text(file.attrs.get(PROVENANCE, "{}"))) or Cost()
     except (InputError, OSError, KeyError, TypeError, RuntimeError):
         return None
-    return ShardReport(shard, failed) if own == (key, shard.index, shard.rows) and failed >= 0 else None
+    return ShardReport(shard, failed, cost=cost) if own == (key, shard.index, shard.rows) and failed >= 0 else None
 
 
-def make_shard(run: Run, shard: Shard, key: str, *, advance: Callable[[int], None]) -> ShardReport:
-    """Simulate and write one shard; `advance` is told of rows, and may raise to stop.
+def make_shard(
+    run: Run, shard: Shard, key: str, *, advance: Callable[[int], None], meter: Meter | None = None
+) -> ShardReport:
+    """Simulate and write one shard; `advance` is told of rows, and may raise to stop; its cost is a lap of `meter`.
 
     Raises:
         InputError: the simulator gives shapes that it has not declared, or the file cannot be written.
     """
+    meter = meter or Meter()
     rows = simulate_rows(run, shard, advance=advance)
     # from here on the old file over the shards, if there is one, would show rows of two settings
     run.output("simulate").unlink(missing_ok=True)
     failed = int((rows.failed != 0).sum())
+    cost = meter.lap()
     write_data(
         run.folder / FOLDER / shard.name,
         observables=run.stored_simulator.observables,
@@ -112,12 +120,18 @@ def make_shard(run: Run, shard: Shard, key: str, *, advance: Callable[[int], Non
         failures=rows.reasons,
         compression=run.case.simulate.compression,
         checked=True,
-        attributes={STAGE: "simulate", CONTENT_KEY: key, SHARD: shard.index, FAILED_COUNT: failed},
+        attributes={
+            STAGE: "simulate",
+            CONTENT_KEY: key,
+            SHARD: shard.index,
+            FAILED_COUNT: failed,
+            PROVENANCE: cost.text(),
+        },
     )
     if not failed:
-        return ShardReport(shard, 0)
+        return ShardReport(shard, 0, cost=cost)
     row = int((rows.failed != 0).nonzero()[0, 0])
-    return ShardReport(shard, failed, f"{rows.reasons[row]}, at theta = ({numbers(rows.theta[row])})")
+    return ShardReport(shard, failed, f"{rows.reasons[row]}, at theta = ({numbers(rows.theta[row])})", cost)
 
 
 def simulate_rows(run: Run, shard: Shard, *, advance: Callable[[int], None]) -> Simulated:

@@ -80,6 +80,7 @@ def _train(run: Run, processes: Processes) -> Path:
     proposal = prior if run.proposal is run.prior else to_device(run.proposal, run.device)
     trained = train_schedule(
         network,
+        meter=key.meter,
         case=run.case,
         phases=run.phases,
         simulator=run.model,
@@ -112,7 +113,9 @@ def _save(
     outcomes = json.dumps([asdict(o) for o in trained.phases])
     counts = {"refused": trained.refused, "skipped": trained.skipped}
     posterior = Posterior(run.case, run.model, network, typicality_model=typicality_model)
-    posterior.save(run.output("train"), attributes=key.attributes() | {"history": history, "phases": outcomes} | counts)
+    posterior.save(
+        run.output("train"), attributes=key.attributes(trained.cost) | {"history": history, "phases": outcomes} | counts
+    )
     if trained.refused:
         console.print(f"train: {trained.refused} draws had no finite likelihood or prior: no weight, no gradient")
     if trained.skipped:
