@@ -34,8 +34,8 @@ from pipeline.plots.report_content import (
     ReportContent,
     ReportFigure,
 )
-from pipeline.plots.style import unit_text
 from pipeline.schema import VERDICTS
+from simulators.units import unit_text
 
 TEMPLATE = "report_template.html.j2"
 Table = list[list[str | Markup]]
@@ -199,9 +199,9 @@ def _figures(figures: tuple[ReportFigure, ...]) -> dict[str, list[dict[str, str 
         sections[SECTION[f.kind]].append(
             {
                 "title": f.title,
-                "image": figure_image(f.figure, f.title),
+                "image": f.failure if f.figure is None else figure_image(f.figure, f.title),
                 "caption": f.caption,
-                "reading": f.reading or READING[f.kind],
+                "reading": "" if f.figure is None else f.reading or READING[f.kind],
             }
         )
     return sections

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -52,6 +53,7 @@ def report(run: Run) -> Path:
     comparison = comparison_rows(run, inputs)
     calibration, calibration_figures = calibration_of(run, inputs.get("validate"))
     figures = [*inferred.figures, *training_figures(header), *calibration_figures]
+    figures = _save_figures(run, figures)
     record = json.loads(provenance())
     content = ReportContent(
         title=run.case.title or run.case.name,
@@ -71,7 +73,6 @@ def report(run: Run) -> Path:
         warnings=tuple(_warnings(header, inferred, calibration, used.infer)),
         surrogate_likelihood="likelihood" in inputs,
     )
-    _save_figures(run, figures)
     write_text(output, render_report(content))
     return finish(run, key, f"figures also as PNG in {run.folder / 'figures'}")
 
@@ -98,12 +99,27 @@ def _is_current(run: Run, stage: str, inputs: Mapping[str, Path]) -> bool:
     return True
 
 
-def _save_figures(run: Run, figures: list[ReportFigure]) -> None:
-    """Every figure of the page as a PNG, for slides and papers."""
+def _save_figures(run: Run, figures: Sequence[ReportFigure]) -> list[ReportFigure]:
+    """Every figure of the page as a PNG, for slides and papers; those that cannot be drawn are told of on page and terminal."""
+    saved = []
     for figure in figures:
         name = re.sub(r"[^a-z0-9]+", "_", figure.title.lower()).strip("_")
-        with complete_or_absent(run.folder / "figures" / f"{name}.png") as temporary:
-            figure.figure.savefig(temporary, format="png", dpi=150)
+        if figure.figure is not None:
+            try:
+                image = io.BytesIO()
+                figure.figure.savefig(image, format="png", dpi=150)
+            except Exception as error:  # text is laid out only now
+                figure = figure.failed(error)
+            else:
+                with complete_or_absent(run.folder / "figures" / f"{name}.png") as temporary:
+                    temporary.write_bytes(image.getvalue())
+        saved.append(figure)
+    failed = [f for f in saved if f.failure]
+    if failed:
+        console.print(f"report: {len(failed)} of {len(saved)} figures could not be drawn:")
+        for figure in failed:
+            console.print(f"report: {figure.title}: {figure.failure}")
+    return saved
 
 
 def _summary(

@@ -21,6 +21,7 @@ from pipeline.plots.report_content import (
     PhaseRow,
     ReportFigure,
 )
+from pipeline.plots.style import drawable
 from pipeline.plots.training import plot_training
 from pipeline.stages.costs import baseline_costs, cost_in_words, inference_cost
 from pipeline.stages.run import Run
@@ -43,7 +44,8 @@ def training_figures(header: dict[str, str]) -> list[ReportFigure]:
     outcomes = json.loads(header["phases"])
     before = np.concatenate([[0], np.cumsum([o["steps"] for o in outcomes])])
     history["step"] = history["step"] + before[history["phase"].astype(int)]
-    return [ReportFigure("training", "training", plot_training(history, phase_names=[o["label"] for o in outcomes]))]
+    names = [o["label"] for o in outcomes]
+    return [ReportFigure.of("training", "training", lambda: plot_training(history, phase_names=names))]
 
 
 def phase_rows(header: dict[str, str]) -> list[PhaseRow]:
@@ -120,22 +122,22 @@ def calibration_of(run: Run, path: Path | None) -> tuple[CalibrationReport | Non
         ess = float(np.median(group["ess_fraction"][:]))
         under_proposal = group.attrs["tested_posterior"] != "prior"
     c = calibrate(theta_true, theta_draws, seed=run.case.seed)
-    labels = [p.label or p.name for p in run.simulator.parameters]
+    labels = [drawable(p.label, p.name) for p in run.simulator.parameters]
     figures = [
-        ReportFigure(
+        ReportFigure.of(
             "rank_ecdf",
             "calibration: ranks of the true parameters",
-            plot_rank_ecdf(c.ecdf_level, c.ecdf_difference, c.ecdf_band, labels),
+            lambda: plot_rank_ecdf(c.ecdf_level, c.ecdf_difference, c.ecdf_band, labels),
         ),
-        ReportFigure(
+        ReportFigure.of(
             "rank_histogram",
             "calibration: rank histograms",
-            plot_rank_histogram(c.histogram_count, c.histogram_expected, c.histogram_band, labels),
+            lambda: plot_rank_histogram(c.histogram_count, c.histogram_expected, c.histogram_band, labels),
         ),
-        ReportFigure(
+        ReportFigure.of(
             "tarp",
             "calibration: expected coverage (TARP)",
-            plot_tarp(c.tarp.alpha, c.tarp.expected_coverage, c.tarp.band),
+            lambda: plot_tarp(c.tarp.alpha, c.tarp.expected_coverage, c.tarp.band),
         ),
     ]
     note = (
