@@ -21,7 +21,7 @@ ODD_UNITS = {
     "deg_C": "°C",
     "Angstrom": "Å",
     "sqrt(Hz)": "Hz¹⸍²",
-    "electron / s": "electron s⁻¹",
+    "photon / s": "ph s⁻¹",
 }
 """Units that astropy knows, and what stands on a page."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from astropy.table import QTable
+from astropy.units import Unit
 
 from pipeline.errors import InputError
 from pipeline.stages.export import export
@@ -20,7 +21,7 @@ def test_tables_and_chains_hold_it(unit: str, tmp_path: Path) -> None:
     write_inference_file(path, ["a", "b"], units=(unit, "d"))
     export(path, tmp_path / "t.ecsv")
     back = QTable.read(tmp_path / "t.ecsv")["logk1_q50"]
-    assert back.unit == unit
+    assert back.unit == Unit(unit)
     export(path, tmp_path / "t.csv")
     assert "logk1_q50 [" in (tmp_path / "t.csv").read_text(encoding="utf-8")
     refused = ""
