@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -129,13 +130,35 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> 
         assert resumed[name] == value, name
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 75)])
-def test_a_signal_leaves_a_resumable_state(tmp_path: Path, number: int, code: int) -> None:
+def signalled(reached: Callable[[], bool], *arguments: str | Path, cwd: Path, number: int) -> int:
+    """As `kill_when`, in this process."""
+    ended = threading.Event()
+
+    def wait() -> None:
+        while not (reached() or ended.wait(0.002)):
+            pass
+        if not ended.is_set():
+            os.kill(os.getpid(), number)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    try:
+        return elboscope(*arguments, cwd=cwd).returncode
+    finally:
+        ended.set()
+        waiting.join()
+
+
+@pytest.mark.parametrize(
+    ("send", "number", "code"),
+    [(kill_when, signal.SIGTERM, 143), (signalled, signal.SIGINT, 130), (signalled, signal.SIGUSR1, 75)],
+)
+def test_a_signal_leaves_a_resumable_state(tmp_path: Path, send: Callable[..., int], number: int, code: int) -> None:
     case = write_case(tmp_path)
     assert elboscope("simulate", case, "--run-dir", "run", cwd=tmp_path).returncode == 0
     checkpoint = tmp_path / "run/checkpoints/phase-0.ckpt"
     long = ("train", case, "--run-dir", "run", "--set", "train.steps=10000")
-    assert kill_when(checkpoint.exists, *long, cwd=tmp_path, number=number) == code
+    assert send(checkpoint.exists, *long, cwd=tmp_path, number=number) == code
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")
     assert 50 <= state["global_step"] < 4000  # written where it stopped
 
