@@ -14,10 +14,12 @@ from pipeline.cost import Cost, total_cost
 from pipeline.plots import numbers
 from pipeline.schema import PROVENANCE
 from pipeline.stages.run import OUTPUTS, Run
-from pipeline.store import open_hdf5, read_cost
+from pipeline.store import open_hdf5, read_cost, read_key
 
 SHARED = ("simulate", "likelihood", "train")
 """Stages that one network needs once, however many observations it serves."""
+STARTS = {"emcee": "started from our draws, whose cost is not in its own."}
+"""What a baseline was given."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ def shared_costs(run: Run) -> dict[str, Cost]:
         known = [cost for path in paths if (cost := read_cost(path)) is not None]
         if known:
             costs[stage] = total_cost(known)
+    own = read_key(run.output("infer"))
+    earlier = [path for folder in folders if read_key(path := folder / OUTPUTS["infer"]) not in (None, own)]
+    if earlier:
+        costs["infer of earlier rounds"] = total_cost(read_cost(path) for path in earlier)
     return costs
 
 
@@ -85,7 +91,7 @@ def cost_in_words(run: Run, inference: Path) -> str:
     parts = " and ".join(f"{stage} {_seconds(c)}" for stage, c in shared.items())
     share = numbers.percent(before / max(before + cost.wall_time_s, 1e-9))
     each = f", {numbers.duration(before / count)} for each of these" if count > 1 else ""
-    return f"{own} Before it, shared by all observations of this network: {parts}; {share} of the wall time of the run{each}."
+    return f"{own} Before it, shared by all observations of this network: {parts}; {share} of the wall time of both together{each}."
 
 
 def _seconds(cost: Cost) -> str:

@@ -23,7 +23,7 @@ from pipeline.plots.report_content import (
 )
 from pipeline.plots.style import drawable
 from pipeline.plots.training import plot_training
-from pipeline.stages.costs import baseline_costs, cost_in_words, inference_cost
+from pipeline.stages.costs import STARTS, baseline_costs, cost_in_words, inference_cost
 from pipeline.stages.run import Run
 from pipeline.store import open_hdf5
 
@@ -105,6 +105,7 @@ def comparison_rows(run: Run, inputs: dict[str, Path]) -> list[ComparisonRow]:
                     worst_wasserstein=float(np.max(side["wasserstein"])),
                     **asdict(costs[name]),
                     converged=bool(a["converged"]),
+                    note=STARTS.get(name, ""),
                 )
             )
     return rows

@@ -16,10 +16,10 @@ from pipeline.schema import PROVENANCE
 from pipeline.stages import infer as infer_stage
 from pipeline.stages.costs import shared_costs
 from pipeline.stages.infer import infer
-from pipeline.stages.run import Run
+from pipeline.stages.run import OUTPUTS, Run
 from pipeline.stages.simulate import simulate
 from pipeline.stages.train import train
-from pipeline.store import hdf5_content_digest, read_attribute, read_cost
+from pipeline.store import hdf5_content_digest, read_attribute, read_cost, stamp, write_hdf5, write_safetensors
 from pipeline.training import schedule
 from tests.pipeline.stages.conftest import write_case
 from tests.pipeline.stages.test_train import QUICK
@@ -127,3 +127,27 @@ def test_training_that_is_killed_and_resumed_costs_both_sessions(small: Run, mon
     assert len(whole.spans) == 2
     assert set(shared_costs(small)) == {"simulate", "train"}
     assert shared_costs(small)["train"] == whole
+
+
+def test_all_rounds_count_and_the_last_once(config: Path, tmp_path: Path) -> None:
+    """The files of a run that learns in rounds are copies of those of its last."""
+    run = Run(load_case(config, ["rounds=3", "likelihood.when=always"]), tmp_path)
+
+    def write(path: Path, stage: str, start: float) -> None:
+        made = stamp(stage=stage, key=f"{stage}{start:g}", settings={}, cost=Cost(((start, start + 1.0),), 2.0))
+        write_hdf5(path, lambda file: None, made) if path.suffix == ".h5" else write_safetensors(path, {}, made)
+
+    for number in (1, 2):
+        for i, stage in enumerate(("likelihood", "train", "infer", "simulate")):
+            if (number, stage) != (2, "simulate"):
+                write(run.folder / "rounds" / str(number) / OUTPUTS[stage], stage, 100.0 * number + 10 * i)
+    write(run.output("simulate"), "simulate", 0.0)
+    for i, stage in enumerate(("likelihood", "train", "infer")):
+        write(run.output(stage), stage, 200.0 + 10 * i)
+    found = {stage: (c.wall_time_s, c.cpu_time_s) for stage, c in shared_costs(run).items()}
+    assert found == {
+        "simulate": (2.0, 4.0),
+        "likelihood": (2.0, 4.0),
+        "train": (2.0, 4.0),
+        "infer of earlier rounds": (1.0, 2.0),
+    }
