@@ -23,7 +23,7 @@ from pipeline.stages.report_observations import Inferred, inferred_observations
 from pipeline.stages.run import Run, begin, finish, is_stale
 from pipeline.store import complete_or_absent, provenance, read_attribute, read_safetensors_header, write_text
 
-VERSION = 4
+VERSION = 5
 MOST_NAMED = 10
 """Identifiers that a warning spells out."""
 
@@ -104,15 +104,18 @@ def _save_figures(run: Run, figures: Sequence[ReportFigure]) -> list[ReportFigur
     saved = []
     for figure in figures:
         name = re.sub(r"[^a-z0-9]+", "_", figure.title.lower()).strip("_")
+        path = run.folder / "figures" / f"{name}.png"
+        image = io.BytesIO()
         if figure.figure is not None:
             try:
-                image = io.BytesIO()
                 figure.figure.savefig(image, format="png", dpi=150)
             except Exception as error:  # text is laid out only now
                 figure = figure.failed(error)
-            else:
-                with complete_or_absent(run.folder / "figures" / f"{name}.png") as temporary:
-                    temporary.write_bytes(image.getvalue())
+        if figure.failure:
+            path.unlink(missing_ok=True)  # of an earlier page
+        else:
+            with complete_or_absent(path) as temporary:
+                temporary.write_bytes(image.getvalue())
         saved.append(figure)
     failed = [f for f in saved if f.failure]
     if failed:
