@@ -14,15 +14,15 @@ from torch import Tensor
 from pipeline.cost import Cost, Meter, cost_from
 from pipeline.errors import InputError
 from pipeline.rng import generator
-from pipeline.schema import CONTENT_KEY, PROVENANCE, STAGE
+from pipeline.schema import CONTENT_KEY, STAGE
 from pipeline.stages.run import Run
-from pipeline.store import as_text, content_key, open_hdf5, write_data
+from pipeline.store import as_text, content_key, open_hdf5, write_data, write_text
 from simulators.failures import Failure, FailureCode
 from simulators.priors import sample
 from simulators.protocol import Data, Observable, Simulator, simulate_with_reasons
 
 VERSION = 2
-FOLDER = "simulations"
+FOLDER, COSTS = "simulations", "costs"
 SHARD, FAILED_COUNT = "shard", "failed_count"
 BATCH = 16_384
 
@@ -90,10 +90,13 @@ def shard_report(path: Path, shard: Shard, key: str) -> ShardReport | None:
         with open_hdf5(path) as file:
             own = (as_text(file.attrs.get(CONTENT_KEY)), file.attrs.get(SHARD), len(file["theta"]))  # pyright: ignore[reportArgumentType]
             failed = int(np.asarray(file.attrs.get(FAILED_COUNT, -1)))
-            cost = cost_from(as_text(file.attrs.get(PROVENANCE, "{}"))) or Cost()
     except (InputError, OSError, KeyError, TypeError, RuntimeError):
         return None
-    return ShardReport(shard, failed, cost=cost) if own == (key, shard.index, shard.rows) and failed >= 0 else None
+    return (
+        ShardReport(shard, failed, cost=_cost_of(path))
+        if own == (key, shard.index, shard.rows) and failed >= 0
+        else None
+    )
 
 
 def make_shard(
@@ -125,13 +128,24 @@ def make_shard(
             CONTENT_KEY: key,
             SHARD: shard.index,
             FAILED_COUNT: failed,
-            PROVENANCE: cost.text(),
         },
     )
+    # beside the file and not in it: equal shards are equal bytes
+    write_text(_cost_path(run.folder / FOLDER / shard.name), cost.text())
     if not failed:
         return ShardReport(shard, 0, cost=cost)
     row = int((rows.failed != 0).nonzero()[0, 0])
     return ShardReport(shard, failed, f"{rows.reasons[row]}, at theta = ({numbers(rows.theta[row])})", cost)
+
+
+def _cost_path(shard: Path) -> Path:
+    return shard.parents[1] / COSTS / f"{shard.stem}.json"
+
+
+def _cost_of(shard: Path) -> Cost:
+    """What a shard has cost; nothing where that was not written down."""
+    path = _cost_path(shard)
+    return (cost_from(path.read_text(encoding="utf-8")) if path.is_file() else None) or Cost()
 
 
 def simulate_rows(run: Run, shard: Shard, *, advance: Callable[[int], None]) -> Simulated:

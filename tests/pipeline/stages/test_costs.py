@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import load_case
-from pipeline.cost import Cost, Meter, total_cost
+from pipeline.cost import Cost, Meter, cost_from, total_cost
 from pipeline.interrupt import Interrupted
 from pipeline.schema import PROVENANCE
 from pipeline.stages import infer as infer_stage
@@ -97,8 +97,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_shards_hold_their_cost_and_the_whole_is_more_than_their_sum(small: Run) -> None:
-    shards = sorted((small.folder / "simulations").glob("shard-*.h5"))
-    made = total_cost(cost(p) for p in shards)
+    shards = sorted((small.folder / "costs").glob("shard-*.json"))
+    made = total_cost(cost_from(p.read_text(encoding="utf-8")) for p in shards)
     simulate(small)
     whole = cost(small.output("simulate"))
     assert len(shards) == 5
