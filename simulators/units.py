@@ -43,8 +43,37 @@ def conversion_factor(unit_from: str, unit_to: str, what: str) -> float:
     from astropy import units
 
     check_unit(unit_from, what)
+    given, wanted = units.Unit(unit_from), units.Unit(unit_to)
+    if given == wanted:
+        return 1.0
+    refused = f"{what}: unit {unit_from!r} cannot be converted to {unit_to!r}"
+    if _is_logarithmic(given) or _is_logarithmic(wanted):  # dex(cm-2) to dex(m-2) adds 4 and multiplies nothing
+        raise ValueError(f"{refused} by a factor, since one of them is logarithmic")
     try:
-        factor: Any = units.Unit(unit_from).to(units.Unit(unit_to))
+        factor: Any = given.to(wanted)
         return float(factor)
     except units.UnitConversionError:
-        raise ValueError(f"{what}: unit {unit_from!r} cannot be converted to {unit_to!r}") from None
+        raise ValueError(refused) from None
+
+
+def unit_text(unit: str, *, latex: bool) -> str:
+    r"""A unit string as text: LaTeX for figures, Unicode for pages; "" for dimensionless, itself where astropy does not know it.
+
+    >>> unit_text("m / (s d)", latex=False), unit_text("dex(cm-2)", latex=False), unit_text("", latex=True)
+    ('m d⁻¹ s⁻¹', 'dex(cm⁻²)', '')
+    """
+    parsed = parse_unit(unit) if unit else None
+    if parsed is None:
+        return unit.replace("$", r"\$") if latex else unit
+    if latex:
+        return parsed.to_string("latex_inline")
+    if _is_logarithmic(parsed):  # their to_string takes other options, which differ from one to the next
+        return f"{parsed.function_unit}({parsed.physical_unit.to_string('unicode', fraction=False)})"
+    return parsed.to_string("unicode", fraction=False)
+
+
+def _is_logarithmic(unit: Any) -> bool:
+    """Whether a unit is a function of a physical one, such as dex(cm-2) or mag(AB)."""
+    from astropy.units.function import FunctionUnitBase
+
+    return isinstance(unit, FunctionUnitBase)

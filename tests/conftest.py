@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
+import joblib
 import pytest
 import torch
 
@@ -17,6 +19,13 @@ ROOT = Path(__file__).resolve().parents[1]
 def _one_thread() -> None:
     """Tests run small networks: threads would only wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_processes_of_joblib() -> Iterator[None]:
+    """The folds of a C2ST in threads: each process would import sklearn anew, for some 3 s of a core."""
+    with joblib.parallel_config(backend="threading"):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,13 @@ ter Braak 2006, https://doi.org/10.1007/s11222-006-8769-1.
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.baselines.counted_density import CountedDensity
 from pipeline.baselines.result import BaselineResult, Density, Progress
+from pipeline.cost import Meter
 from pipeline.errors import InputError
 
 STEPS_PER_AUTOCORRELATION_TIME = 50.0  # emcee's documentation: below it, the autocorrelation time itself is not trusted
@@ -66,7 +66,7 @@ def run_emcee(
     """
     start = np.asarray(start, dtype=np.float64)
     _check_arguments(start, steps, burn_in)
-    started = time.perf_counter()
+    meter = Meter()
     walkers, dimension = start.shape
     density = CountedDensity(log_joint, progress=progress, expected=walkers * (steps + burn_in + 1))
     start_stream, chain_stream = np.random.SeedSequence(seed).spawn(2)
@@ -77,6 +77,7 @@ def run_emcee(
     checks = ensemble_checks(chain) | {"acceptance_fraction": float(accepted.mean()), "refused": float(density.refused)}
     tau = checks["autocorrelation_time"]
     thin = max(1, min(math.ceil(tau) if math.isfinite(tau) else 1, chain.shape[0] * walkers // DELIVERED_DRAWS))
+    cost = meter.lap()
     return BaselineResult(
         name="emcee",
         draws=chain[thin - 1 :: thin].reshape(-1, dimension),
@@ -84,7 +85,8 @@ def run_emcee(
         log_evidence_error=None,
         converged=_passed(checks),
         checks=checks,
-        wall_time_s=time.perf_counter() - started,
+        wall_time_s=cost.wall_time_s,
+        cpu_time_s=cost.cpu_time_s,
         likelihood_calls=density.calls,
     )
 

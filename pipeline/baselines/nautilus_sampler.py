@@ -6,7 +6,6 @@ Lange 2023, https://arxiv.org/abs/2306.16923.
 from __future__ import annotations
 
 import math
-import time
 from typing import cast
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.baselines.counted_density import CountedDensity
 from pipeline.baselines.result import BaselineResult, Density, Progress
+from pipeline.cost import Meter
 from pipeline.errors import InputError
 from pipeline.estimators.importance import systematic_resample
 
@@ -66,7 +66,7 @@ def run_nautilus(
             "nautilus: expected dimension >= 1, live_points >= 50 and effective_draws >= 1, "
             f"got {dimension}, {live_points} and {effective_draws}"
         )
-    started = time.perf_counter()
+    meter = Meter()
     density = CountedDensity(log_likelihood, progress=progress)
     sampler = Sampler(
         lambda cube: prior_quantile(cube[:, :dimension]),
@@ -85,6 +85,7 @@ def run_nautilus(
     generator = torch.Generator().manual_seed(seed)
     index, repeated = systematic_resample(torch.from_numpy(log_weight)[:, None], effective_draws, generator=generator)
     n_eff = float(sampler.n_eff)
+    cost = meter.lap()
     return BaselineResult(
         name="nautilus",
         draws=theta[index[:, 0].numpy()],
@@ -97,7 +98,8 @@ def run_nautilus(
             "repeated_fraction": float(repeated[0]),
             "refused": float(density.refused),
         },
-        wall_time_s=time.perf_counter() - started,
+        wall_time_s=cost.wall_time_s,
+        cpu_time_s=cost.cpu_time_s,
         likelihood_calls=density.calls,
     )
 

@@ -27,6 +27,7 @@ class BaselineResult:
         converged: whether the sampler's own checks were passed.
         checks: the numbers behind `converged`, by name.
         wall_time_s: wall time in seconds, likelihood included.
+        cpu_time_s: of all threads and child processes, likewise.
         likelihood_calls: values of theta at which the likelihood was evaluated.
     """
 
@@ -37,4 +38,5 @@ class BaselineResult:
     converged: bool
     checks: dict[str, float]
     wall_time_s: float
+    cpu_time_s: float
     likelihood_calls: int

@@ -6,11 +6,12 @@ import base64
 import io
 
 from markupsafe import Markup
+from matplotlib import cbook
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.mathtext import MathTextParser
 
-from pipeline.plots.style import INK, house_style
+from pipeline.plots.style import INK, drawable, house_style
 
 LARGEST_SVG_BYTES = 1_500_000
 PNG_DPI = 170
@@ -48,8 +49,9 @@ def label_image(label: str, name: str) -> Markup:
         label: such as `$\dot{\gamma}$`; the name where empty.
         name: identifier, the text for those who do not see the image.
     """
-    if "$" not in label:
-        return Markup.escape(label or name)
+    label = drawable(label, name)
+    if not cbook.is_math_text(label):
+        return Markup.escape(label)
     with house_style():
         font = FontProperties(size=LABEL_POINTS)
         parsed = MathTextParser("path").parse(label, dpi=72, prop=font)

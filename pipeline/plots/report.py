@@ -28,8 +28,8 @@ from pipeline.plots.report_content import (
     ReportContent,
     ReportFigure,
 )
-from pipeline.plots.style import unit_text
 from pipeline.schema import VERDICTS
+from simulators.units import unit_text
 
 TEMPLATE = "report_template.html.j2"
 Table = list[list[str | Markup]]
@@ -161,12 +161,18 @@ def _comparison(rows: tuple[ComparisonRow, ...], *, learned: bool) -> Table:
         ("C2ST against ours", lambda r: numbers.fixed(r.c2st, 3)),
         ("Largest shift of a mean [s.d.]", lambda r: numbers.fixed(r.worst_mean_shift, 3)),
         ("Largest Wasserstein distance [s.d.]", lambda r: numbers.fixed(r.worst_wasserstein, 3)),
-        ("Wall time", lambda r: numbers.duration(r.wall_time_s)),
-        ("Likelihood calls", lambda r: numbers.count(r.likelihood_calls)),
+        ("Wall time, per observation", lambda r: numbers.duration(_measured(r.wall_time_s))),
+        ("CPU time, per observation", lambda r: numbers.duration(_measured(r.cpu_time_s))),
+        ("Likelihood calls, per observation", lambda r: numbers.count(r.likelihood_calls)),
         ("Converged", lambda r: {True: "yes", False: "no", None: "–"}[r.converged]),
     ]
     table: Table = [[title, *(cell(row) for row in rows)] for title, cell in lines]
     return [line for line in table if any(cell != "–" for cell in line[1:])]
+
+
+def _measured(seconds: float | None) -> float | None:
+    """None for NaN: a file of an earlier version, which does not say."""
+    return None if seconds is None or math.isnan(seconds) else seconds
 
 
 def _calibration(report: CalibrationReport | None) -> Table:
@@ -202,9 +208,11 @@ def _figures(figures: tuple[ReportFigure, ...], *, learned: bool) -> dict[str, l
         sections[SECTION[f.kind]].append(
             {
                 "title": f.title,
-                "image": figure_image(f.figure, f.title),
+                "image": f.failure if f.figure is None else figure_image(f.figure, f.title),
                 "caption": f.caption,
-                "reading": " ".join(r for r in (f.reading or READING[f.kind], of_learned.get(f.kind, "")) if r),
+                "reading": ""
+                if f.figure is None
+                else " ".join(r for r in (f.reading or READING[f.kind], of_learned.get(f.kind, "")) if r),
             }
         )
     return sections

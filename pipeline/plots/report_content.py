@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from matplotlib.figure import Figure
@@ -82,10 +82,11 @@ class ComparisonRow:
         c2st: of its draws against ours, 0.5 is equality.
         worst_mean_shift: largest difference of means, in standard deviations.
         worst_wasserstein: largest 1-Wasserstein distance, in standard deviations.
-        wall_time_s: seconds.
-        likelihood_calls: number.
+        wall_time_s: seconds an observation; NaN where not measured.
+        likelihood_calls: number an observation.
         converged: by its own checks.
         note: what the numbers include, such as training.
+        cpu_time_s: of all threads and processes, seconds an observation; NaN where not measured.
     """
 
     side: str
@@ -98,9 +99,10 @@ class ComparisonRow:
     worst_mean_shift: float | None = None
     worst_wasserstein: float | None = None
     wall_time_s: float | None = None
-    likelihood_calls: int | None = None
+    likelihood_calls: float | None = None
     converged: bool | None = None
     note: str = ""
+    cpu_time_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -173,16 +175,32 @@ class ReportFigure:
     Attributes:
         kind: decides section and standard explanation.
         title: heading.
-        figure: matplotlib Figure.
+        figure: matplotlib Figure; None for one that could not be drawn.
         caption: what exactly is shown, such as which observation.
         reading: how to read it; the standard text of its kind where empty.
+        failure: in place of the figure, why there is none.
     """
 
     kind: FigureKind
     title: str
-    figure: Figure
+    figure: Figure | None
     caption: str = ""
     reading: str = ""
+    failure: str = ""
+
+    @classmethod
+    def of(cls, kind: FigureKind, title: str, make: Callable[[], Figure]) -> ReportFigure:
+        """What `make` draws; where it raises, the sentence that stands in its place: a page does not hang on one figure."""
+        try:
+            return cls(kind, title, make())
+        except Exception as error:
+            return cls(kind, title, None).failed(error)
+
+    def failed(self, error: Exception) -> ReportFigure:
+        """The same without the figure, which could not be drawn."""
+        words = str(error).strip().partition("\n")[0]
+        failure = f"This figure could not be drawn: {type(error).__name__}{f': {words}' if words else ''}"
+        return replace(self, figure=None, failure=failure)
 
 
 @dataclass(frozen=True)

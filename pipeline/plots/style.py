@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
-from matplotlib import rc_context
+from matplotlib import cbook, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.mathtext import MathTextParser
+
+from simulators.units import unit_text
 
 # Okabe and Ito 2008, Color Universal Design, https://jfly.uni-koeln.de/color/
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9"
@@ -82,26 +86,26 @@ def grid_lines(axes: Axes) -> None:
     axes.grid(axis="y", color=RULE, linewidth=0.6)
 
 
-def unit_text(unit: str, *, latex: bool) -> str:
-    r"""An astropy unit string as text: LaTeX for figures, Unicode for pages; "" for dimensionless.
+@cache
+def drawable(label: str, name: str = "") -> str:
+    r"""A label that matplotlib can draw: itself; where its LaTeX is beyond mathtext, the name, or its source.
 
-    >>> unit_text("m / (s d)", latex=False)
-    'm d⁻¹ s⁻¹'
-    >>> unit_text("", latex=True)
-    ''
+    >>> drawable(r"$\dot{\gamma}$", "gamma"), drawable(r"$\bm{v}$", "v"), drawable(r"$\nonsense$")
+    ('$\\dot{\\gamma}$', 'v', '\\$\\nonsense\\$')
     """
-    if unit == "":
-        return ""
-    from astropy import units
+    try:
+        if cbook.is_math_text(label):
+            MathTextParser("path").parse(label, dpi=72)
+    except ValueError:
+        return name or label.replace("$", r"\$")
+    return label or name
 
-    parsed = units.Unit(unit)
-    return parsed.to_string("latex_inline") if latex else parsed.to_string("unicode", fraction=False)
 
-
-def axis_label(label: str, unit: str = "") -> str:
-    r"""Label of an axis with its unit in brackets.
+def axis_label(label: str, unit: str = "", name: str = "") -> str:
+    r"""Label of an axis with its unit in brackets; the name where there is no label that can be drawn.
 
     >>> axis_label("velocity", "m / s")
     'velocity [$\\mathrm{m\\,s^{-1}}$]'
     """
-    return f"{label} [{unit_text(unit, latex=True)}]" if unit else label
+    text = drawable(label, name)
+    return f"{text} [{drawable(unit_text(unit, latex=True), unit)}]" if unit else text

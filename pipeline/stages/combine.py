@@ -9,7 +9,6 @@ rows together.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline.baselines.evidence_check import StudentMixture
+from pipeline.cost import Meter
 from pipeline.errors import InputError
 from pipeline.estimators.importance import Evidence, WeightedDraws, summarize, systematic_resample
 from pipeline.estimators.learned_likelihood import attributes_of
@@ -178,12 +178,12 @@ def combine_observations(
         return output
     if output.exists() and read_attribute(output, STAGE) != STAGE_NAME:
         raise InputError(f"{output}: exists and was not written by `elboscope combine`; choose another --out")
-    started = time.monotonic()
+    meter = Meter()
     posterior = load_posterior(posterior_path, case=case, device=device)
     data = load_observation(posterior.simulator, observations)
     combined = combine(posterior, data.x, settings=settings, seed=seed)
     resolved = (case or posterior.case).dump() | {"infer": settings.model_dump(mode="json"), "seed": seed}
-    made = stamp(stage=STAGE_NAME, key=key, settings=resolved, inputs=inputs, started=started)
+    made = stamp(stage=STAGE_NAME, key=key, settings=resolved, inputs=inputs, cost=meter.lap())
     attributes = made | attributes_of(posterior.simulator)
     write_inference(
         output,
@@ -196,7 +196,7 @@ def combine_observations(
         attributes=attributes,
     )
     _print(observations.stem, len(data), combined)
-    console.print(f"combine: {output} ({time.monotonic() - started:.1f} s)")
+    console.print(f"combine: {output} ({meter.elapsed_s:.1f} s)")
     return output
 
 

@@ -30,6 +30,7 @@ from pipeline.interrupt import stop_if_asked
 from pipeline.progress import console, progress_bar
 from pipeline.rng import derived_seed, generator
 from pipeline.schema import PROVENANCE
+from pipeline.stages.costs import cost_in_words, inference_cost
 from pipeline.stages.ladder import one_row
 from pipeline.stages.observed import inferred_observation
 from pipeline.stages.parts import Parts, Share
@@ -63,20 +64,22 @@ def compare(run: Run, *, share: Share | None = None) -> Path:
         return output
     data = inferred_observation(run, inference)
     identifiers = data.ids[: run.case.compare.observations]
-    parts = Parts(output, "compare", key.key, tuple(identifiers))
+    parts = Parts(output, "compare", key.key, tuple(identifiers), key.meter)
     for n, missing in parts.mine(share):
         if not missing:
             continue
         ours, evidence = our_draws(run, inference, n)
         comparisons = _compare_one(run, one_row(data.x, n), ours, n)
-        _print(identifiers[n], comparisons, evidence, on="the learned likelihood" if run.learns_likelihood else "")
+        on = "the learned likelihood" if run.learns_likelihood else ""
+        _print(identifiers[n], comparisons, evidence, inference, on=on)
         write_hdf5(
             parts.paths[n], partial(_fill, identifier=identifiers[n], comparisons=comparisons), parts.attributes(n)
         )
         stop_if_asked()
     if share is not None:
         return output
-    write_hdf5(output, lambda file: _join(file, parts), key.attributes())
+    console.print(cost_in_words(run, inference))
+    write_hdf5(output, lambda file: _join(file, parts), key.attributes(parts.cost))
     parts.remove()
     return finish(run, key, "")
 
@@ -192,26 +195,29 @@ def _calls_bar(name: str, total: int | None) -> Iterator[Callable[[int, int | No
         yield progress
 
 
-def _print(identifier: str, comparisons: list[Comparison], our_evidence: float, *, on: str) -> None:
-    """The baselines side by side, as columns."""
+def _print(identifier: str, comparisons: list[Comparison], our_evidence: float, inference: Path, *, on: str) -> None:
+    """We and the baselines side by side, as columns; our cost is the mean over the observations of `infer`."""
+    our_cost, _ = inference_cost(inference)
     table = Table(box=None, pad_edge=False)
     table.add_column(f"{identifier}: baselines{f' on {on}' if on else ''}")
+    table.add_column("elboscope", justify="right")
     for c in comparisons:
         table.add_column(c.result.name, justify="right")
     stated = [
         "-" if c.result.log_evidence is None else f"{c.result.log_evidence:.3f} ± {c.result.log_evidence_error:.3f}"
         for c in comparisons
     ]
+    checked = [f"{c.check.log_evidence:.3f} ± {c.check.log_evidence_error:.3f}" for c in comparisons]
+    results = [c.result for c in comparisons]
     rows = {
-        f"log evidence, stated (ours {our_evidence:.3f})": stated,
-        "log evidence, checked": [
-            f"{c.check.log_evidence:.3f} ± {c.check.log_evidence_error:.3f}" for c in comparisons
-        ],
-        "C2ST against our draws (0.5 is equality)": [f"{c.c2st:.3f}" for c in comparisons],
-        "largest shift of a mean [sd]": [f"{np.abs(c.distances.mean_shift).max():.3f}" for c in comparisons],
-        "likelihood calls": [f"{c.result.likelihood_calls}" for c in comparisons],
-        "seconds": [f"{c.result.wall_time_s:.1f}" for c in comparisons],
-        "converged": ["yes" if c.result.converged else "NO" for c in comparisons],
+        "log evidence, stated": [f"{our_evidence:.3f}", *stated],
+        "log evidence, checked": ["-", *checked],
+        "C2ST against our draws (0.5 is equality)": ["-", *(f"{c.c2st:.3f}" for c in comparisons)],
+        "largest shift of a mean [sd]": ["-", *(f"{np.abs(c.distances.mean_shift).max():.3f}" for c in comparisons)],
+        "likelihood calls": [f"{r.likelihood_calls:.0f}" for r in (our_cost, *results)],
+        "wall time [s]": [f"{r.wall_time_s:.1f}" for r in (our_cost, *results)],
+        "CPU time [s]": [f"{r.cpu_time_s:.1f}" for r in (our_cost, *results)],
+        "converged": ["-", *("yes" if r.converged else "NO" for r in results)],
     }
     for name, cells in rows.items():
         table.add_row(name, *cells)
@@ -233,7 +239,7 @@ def _fill(file: h5py.File, *, identifier: str, comparisons: list[Comparison]) ->
             group.attrs["log_evidence"], group.attrs["log_evidence_error"] = r.log_evidence, r.log_evidence_error
         for name in ("log_evidence", "log_evidence_error", "ess_fraction", "pareto_k"):
             group.attrs[f"checked_{name}"] = getattr(c.check, name)
-        group.attrs[PROVENANCE] = json.dumps({"wall_time_s": round(r.wall_time_s, 2)})
+        group.attrs[PROVENANCE] = json.dumps({"wall_time_s": r.wall_time_s, "cpu_time_s": r.cpu_time_s})
 
 
 def _join(file: h5py.File, parts: Parts) -> None:

@@ -6,14 +6,15 @@ run continues with the first that is not. The parts are then put together.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline.cost import Cost, Meter
 from pipeline.errors import InputError
 from pipeline.estimators.learned_likelihood import attributes_of
 from pipeline.estimators.posterior import Posterior, load_posterior
@@ -26,7 +27,7 @@ from pipeline.stages.ladder import climb_all, rows_to_search
 from pipeline.stages.parts import Parts, Share
 from pipeline.stages.run import Run, begin, finish, need_same_settings, with_digests
 from pipeline.stages.terminal import LISTED, print_certificates
-from pipeline.store import content_key, input_digest, read_attribute, read_key, stamp
+from pipeline.store import content_key, input_digest, read_attribute, read_cost, read_key, stamp
 from simulators.protocol import has_likelihood
 
 VERSION = 6
@@ -52,12 +53,12 @@ def infer(run: Run, *, share: Share | None = None) -> Path:
     if key is None:
         return output
     posterior = load_posterior(inputs["posterior"], case=run.case, device=run.device)
-    job = _Job(posterior, catalogue, run.case.infer, run.case.seed, output, key.key)
+    job = _Job(posterior, catalogue, run.case.infer, run.case.seed, output, key.key, key.meter)
     job.run(key.attributes, share)
     if share is not None:
         return output
     print_certificates(output)
-    return finish(run, key, _pace(len(catalogue), time.monotonic() - key.started))
+    return finish(run, key, _pace(len(catalogue), key.meter.elapsed_s))
 
 
 def infer_observations(
@@ -80,7 +81,7 @@ def infer_observations(
         return output
     if output.exists() and read_attribute(output, STAGE) != "infer":
         raise InputError(f"{output}: exists and was not written by `elboscope infer`; choose another --out")
-    started = time.monotonic()
+    meter = Meter()
     posterior = load_posterior(posterior_path, case=case, device=device)
     if not has_likelihood(posterior.simulator):
         raise InputError(
@@ -88,11 +89,10 @@ def infer_observations(
         )
     catalogue = open_catalogue(posterior.simulator, observations)
     resolved = posterior.case.dump() | {"infer": settings.model_dump(mode="json"), "seed": seed}
-    job = _Job(posterior, catalogue, settings, seed, output, key)
-    job.run(lambda: stamp(stage="infer", key=key, settings=resolved, inputs=inputs, started=started))
+    job = _Job(posterior, catalogue, settings, seed, output, key, meter)
+    job.run(lambda before: stamp(stage="infer", key=key, settings=resolved, inputs=inputs, cost=before + meter.lap()))
     print_certificates(output)
-    taken = time.monotonic() - started
-    console.print(f"infer: {output} ({taken:.1f} s) {_pace(len(catalogue), taken)}")
+    console.print(f"infer: {output} ({meter.took(read_cost(output))}) {_pace(len(catalogue), meter.elapsed_s)}")
     return output
 
 
@@ -107,6 +107,7 @@ class _Job:
 
     Attributes:
         key: content key of the output.
+        meter: what this session costs.
     """
 
     posterior: Posterior
@@ -115,29 +116,36 @@ class _Job:
     seed: int
     output: Path
     key: str
+    meter: Meter
 
-    def run(self, attributes: Callable[[], Mapping[str, Any]], share: Share | None = None) -> None:
-        """Write the output, or the parts of one share of it; `attributes()` gives its root attributes once all is done."""
+    def run(self, attributes: Callable[[Cost], Mapping[str, Any]], share: Share | None = None) -> None:
+        """Write the output, or the parts of one share of it.
+
+        Args:
+            attributes: gives the root attributes from the cost of the parts, once all is done.
+            share: of one of several jobs.
+        """
         learned = attributes_of(self.posterior.simulator)
         total, rows = len(self.catalogue), rows_of_a_part(self.settings, len(self.posterior.parameters))
         starts = range(0, total, rows)
-        parts = Parts(self.output, "infer", self.key, tuple(f"{s} to {min(s + rows, total)}" for s in starts))
+        names = tuple(f"{s} to {min(s + rows, total)}" for s in starts)
+        parts = Parts(self.output, "infer", self.key, names, self.meter)
         with progress_bar("infer", total) as advance:
             if len(starts) == 1:
                 if share is None:  # a single part is the whole
-                    self._write(self.output, 0, total, {**attributes(), **learned})
+                    self._write(self.output, 0, total, lambda: {**attributes(Cost()), **learned})
                     advance(total)
                 return
             for i, missing in parts.mine(share):
                 stop = min(starts[i] + rows, total)
                 if missing:
-                    self._write(parts.paths[i], starts[i], stop, parts.attributes(i))
+                    self._write(parts.paths[i], starts[i], stop, partial(parts.attributes, i))
                 advance(stop - starts[i])
         if share is None:
-            join_parts(parts.paths, self.output, {**attributes(), **learned})
+            join_parts(parts.paths, self.output, {**attributes(parts.cost), **learned})
             parts.remove()
 
-    def _write(self, path: Path, start: int, stop: int, attributes: Mapping[str, Any]) -> None:
+    def _write(self, path: Path, start: int, stop: int, attributes: Callable[[], Mapping[str, Any]]) -> None:
         data = self.catalogue.read(start, stop)
         x = {name: values.to(self.posterior.device) for name, values in data.x.items()}
         narrow = bool(self.posterior.case.simulate.proposal)
@@ -151,7 +159,7 @@ class _Job:
             outcomes,
             settings=self.settings,
             store_proposals=stores == "always" or (stores == "auto" and len(self.catalogue) <= STORED),
-            attributes=attributes,
+            attributes=attributes(),  # only now: they say what this has cost
         )
 
 

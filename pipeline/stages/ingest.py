@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pipeline.cost import Meter
 from pipeline.datasets.cache import fetch_hint
 from pipeline.errors import InputError
 from pipeline.foreign.fields import ForeignFile
@@ -61,7 +61,7 @@ def ingest(case: CaseSettings | None, inputs: Sequence[Path], out: Path, *, sett
     Raises:
         InputError: whatever does not fit, in one line.
     """
-    started = time.monotonic()
+    meter = Meter()
     check_paths(inputs, out)
     simulator = None if case is None else Run(case, out.parent).simulator
     arrays = array_files(settings)
@@ -78,7 +78,7 @@ def ingest(case: CaseSettings | None, inputs: Sequence[Path], out: Path, *, sett
         console.print(f"ingest: {out} is up to date")
         return out
     observations = read_observations(simulator, inputs, settings)
-    attributes = stamp(stage="ingest", key=key, settings=described, inputs=digests, started=started)
+    attributes = stamp(stage="ingest", key=key, settings=described, inputs=digests, cost=meter.lap())
     write_data(
         out,
         observables=observations.observables,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from pipeline.cost import Cost, Meter, cost_from, total_cost
 from pipeline.diagnostics.calibration import Calibration, calibrate
 from pipeline.errors import InputError
 from pipeline.estimators.learned_likelihood import WithLearnedLikelihood, likelihood_from, model_header, summary_from
@@ -19,7 +20,7 @@ from pipeline.estimators.posterior import new_network
 from pipeline.estimators.summary import Summary, chosen_kind, kind_words, numbers_of
 from pipeline.progress import console, progress_bar
 from pipeline.rng import generator
-from pipeline.schema import STAGE, SUMMARY_HASH
+from pipeline.schema import PROVENANCE, STAGE, SUMMARY_HASH
 from pipeline.settings import CaseSettings
 from pipeline.stages.run import Run, begin, finish, need_same_settings
 from pipeline.stages.train import load_simulations
@@ -65,7 +66,7 @@ def likelihood(run: Run) -> Path:
     together_or_each = 1 if settings.joint.enabled else settings.members
     trained = 1 + together_or_each + (summary is None and chosen_kind(settings.summary, run.simulator) == "learned")
     with progress_bar("likelihood", trained * settings.steps) as advance:
-        resumable = _resumable(run, key.key, advance)
+        resumable, spent = _resumable(run, key.key, key.meter, advance)
         learner = Learner(
             run.simulator,
             settings,
@@ -96,7 +97,7 @@ def likelihood(run: Run) -> Path:
     header = model_header(network) | {DIAGNOSTICS: json.dumps(diagnostics, sort_keys=True)}
     posterior = {} if learned.posterior is None else learned.posterior.state_dict()
     tensors = network.state_dict() | {JOINT + k: v for k, v in posterior.items()}
-    write_safetensors(output, tensors, key.attributes() | header)
+    write_safetensors(output, tensors, key.attributes(total_cost(spent)) | header)
     for leftover in _folder(run).glob("likelihood-*.safetensors"):
         leftover.unlink()
     word = "calibrated" if calibration.passed else "NOT calibrated"
@@ -194,9 +195,11 @@ def _folder(run: Run) -> Path:
     return run.output("likelihood").parent / "checkpoints"
 
 
-def _resumable(run: Run, key: str, advance: Callable[..., None]) -> Any:
-    """Each member is kept when it is done: a killed run takes it from there."""
+def _resumable(run: Run, key: str, meter: Meter, advance: Callable[..., None]) -> tuple[Any, list[Cost | None]]:
+    """Each member is kept when it is done, and a killed run takes it from there; and a list of what each has cost."""
     settings: CaseSettings = run.case
+
+    spent: list[Cost | None] = []
 
     def member(index: int, network: nn.Module, make: Callable[[nn.Module], Fitted]) -> Fitted:
         path = _folder(run) / f"likelihood-{index}.safetensors"
@@ -205,10 +208,14 @@ def _resumable(run: Run, key: str, advance: Callable[..., None]) -> Any:
             if header.get("key") == key:
                 network.load_state_dict(tensors)
                 advance(settings.likelihood.steps)
+                spent.append(cost_from(header.get(PROVENANCE)))
                 return Fitted(network.eval().requires_grad_(False), float(header["held_out"]), int(header["steps"]))
         fitted = make(network)
         state: dict[str, Tensor] = dict(fitted.network.state_dict())
-        write_safetensors(path, state, {"key": key, "held_out": repr(fitted.held_out), "steps": fitted.steps})
+        cost = meter.lap()
+        spent.append(cost)
+        found = {"key": key, "held_out": repr(fitted.held_out), "steps": fitted.steps}
+        write_safetensors(path, state, found | {PROVENANCE: cost.text()})
         return fitted
 
-    return member
+    return member, spent

@@ -82,7 +82,8 @@ def _chosen(inference: InferenceFile, parameters: Sequence[str] | None) -> list[
 
 
 def _corner(inference: InferenceFile, rows: Sequence[int], chosen: Sequence[int]) -> Figure:
-    labels = [axis_label(inference.parameters[d].label, inference.parameters[d].unit) for d in chosen]
+    shown = [inference.parameters[d] for d in chosen]
+    labels = [axis_label(p.label, p.unit, p.name) for p in shown]
     verdicts = inference.verdicts()
     sets = []
     for row in rows:

@@ -9,7 +9,6 @@ fair sample of its population.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pipeline.baselines.emcee_sampler import run_emcee
+from pipeline.cost import Meter
 from pipeline.diagnostics.population import PopulationLikelihood, family_from
 from pipeline.errors import InputError
 from pipeline.progress import console, progress_bar
@@ -233,7 +233,7 @@ def population(
         return output
     if output.exists() and read_attribute(output, STAGE) != STAGE_NAME:
         raise InputError(f"{output}: exists and was not written by `elboscope population`; choose another --out")
-    started = time.monotonic()
+    meter = Meter()
     members = read_members(inference, settings, case=case)
     _announce(inference, members, strict)
     result = infer_population(members, settings)
@@ -241,9 +241,9 @@ def population(
     reason = why_refused(result, settings)
     if reason:
         raise InputError(f"population: refused: {reason}")
-    attributes = stamp(stage=STAGE_NAME, key=key, settings=values, inputs=inputs, started=started)
+    attributes = stamp(stage=STAGE_NAME, key=key, settings=values, inputs=inputs, cost=meter.lap())
     write_population(output, result, attributes)
-    console.print(f"population: {output} ({time.monotonic() - started:.1f} s)")
+    console.print(f"population: {output} ({meter.elapsed_s:.1f} s)")
     return output
 
 

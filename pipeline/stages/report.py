@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,11 @@ def report(run: Run) -> Path:
     inferred = Inferred({})
     if "inference" in inputs:
         inferred = inferred_observations(run, inputs["inference"], inputs.get("compare"))
-    comparison = comparison_rows(inputs)
+    comparison = comparison_rows(run, inputs)
     calibration, calibration_figures = calibration_of(run, inputs.get("validate"))
     figures = [*inferred.figures, *training_figures(header), *calibration_figures]
-    record = json.loads(provenance(key.started))
+    figures = _save_figures(run, figures)
+    record = json.loads(provenance())
     content = ReportContent(
         title=run.case.title or run.case.name,
         case=run.case.name,
@@ -69,13 +71,12 @@ def report(run: Run) -> Path:
         phases=tuple(phase_rows(header)),
         figures=tuple(figures),
         settings_yaml=yaml.safe_dump(used.dump(), sort_keys=False),
-        provenance={k: str(v) for k, v in record.items() if k not in ("versions", "wall_time_s")},
+        provenance={k: str(v) for k, v in record.items() if k != "versions"},
         versions=record["versions"],
         banners=_banners(calibration, inputs),
         warnings=tuple(_warnings(header, inferred, used.infer)),
         surrogate_likelihood="likelihood" in inputs or inferred.learned,
     )
-    _save_figures(run, figures)
     write_text(output, render_report(content))
     return finish(run, key, f"figures also as PNG in {run.folder / 'figures'}")
 
@@ -102,12 +103,30 @@ def _is_current(run: Run, stage: str, inputs: Mapping[str, Path]) -> bool:
     return True
 
 
-def _save_figures(run: Run, figures: list[ReportFigure]) -> None:
-    """Every figure of the page as a PNG, for slides and papers."""
+def _save_figures(run: Run, figures: Sequence[ReportFigure]) -> list[ReportFigure]:
+    """Every figure of the page as a PNG, for slides and papers; those that cannot be drawn are told of on page and terminal."""
+    saved = []
     for figure in figures:
         name = re.sub(r"[^a-z0-9]+", "_", figure.title.lower()).strip("_")
-        with complete_or_absent(run.folder / "figures" / f"{name}.png") as temporary:
-            figure.figure.savefig(temporary, format="png", dpi=150)
+        path = run.folder / "figures" / f"{name}.png"
+        image = io.BytesIO()
+        if figure.figure is not None:
+            try:
+                figure.figure.savefig(image, format="png", dpi=150)
+            except Exception as error:  # text is laid out only now
+                figure = figure.failed(error)
+        if figure.failure:
+            path.unlink(missing_ok=True)  # of an earlier page
+        else:
+            with complete_or_absent(path) as temporary:
+                temporary.write_bytes(image.getvalue())
+        saved.append(figure)
+    failed = [f for f in saved if f.failure]
+    if failed:
+        console.print(f"report: {len(failed)} of {len(saved)} figures could not be drawn:")
+        for figure in failed:
+            console.print(f"report: {figure.title}: {figure.failure}")
+    return saved
 
 
 def _summary(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from pipeline.plots.report_content import (
     PhaseRow,
     ReportFigure,
 )
+from pipeline.plots.style import drawable
 from pipeline.plots.training import plot_training
-from pipeline.schema import PROVENANCE
+from pipeline.stages.costs import STARTS, baseline_costs, cost_in_words, inference_cost
 from pipeline.stages.run import Run
-from pipeline.store import open_hdf5, read_safetensors_header
+from pipeline.store import open_hdf5
 from pipeline.training.guard import gap_beside_ess, plain
 
 LEAST_TESTED = 0.8
@@ -43,7 +45,8 @@ def training_figures(header: dict[str, str]) -> list[ReportFigure]:
     outcomes = json.loads(header["phases"])
     before = np.concatenate([[0], np.cumsum([o["steps"] for o in outcomes])])
     history["step"] = history["step"] + before[history["phase"].astype(int)]
-    return [ReportFigure("training", "training", plot_training(history, phase_names=[o["label"] for o in outcomes]))]
+    names = [o["label"] for o in outcomes]
+    return [ReportFigure.of("training", "training", lambda: plot_training(history, phase_names=names))]
 
 
 def phase_rows(header: dict[str, str]) -> list[PhaseRow]:
@@ -65,16 +68,11 @@ def phase_rows(header: dict[str, str]) -> list[PhaseRow]:
     return rows
 
 
-def _wall_time(path: Path) -> float:
-    attributes: Any = read_safetensors_header(path) if path.suffix == ".safetensors" else None
-    if attributes is None:
-        with open_hdf5(path) as file:
-            attributes = dict(file.attrs)
-    return float(json.loads(str(attributes[PROVENANCE])).get("wall_time_s", np.nan))
+def comparison_rows(run: Run, inputs: dict[str, Path]) -> list[ComparisonRow]:
+    """Ours and every baseline's figures for the first observation; nothing where `compare` was not run.
 
-
-def comparison_rows(inputs: dict[str, Path]) -> list[ComparisonRow]:
-    """Ours and every baseline's figures for the first observation; nothing where `compare` was not run."""
+    Costs are means over the observations that each side was run on.
+    """
     path = inputs.get("compare")
     if path is None:
         return []
@@ -83,16 +81,15 @@ def comparison_rows(inputs: dict[str, Path]) -> list[ComparisonRow]:
         ours = float(certificate["log_evidence"][0])
         error = float(certificate["log_evidence_error"][0])
         identifier = certificate["observation"].asstr()[0]
-        calls = int(certificate["likelihood_calls"][0])
-    training, inference = _wall_time(inputs["posterior"]), _wall_time(inputs["inference"])
+    cost, _ = inference_cost(inputs["inference"])
+    costs = baseline_costs(path)
     rows = [
         ComparisonRow(
             "elboscope",
             log_evidence=ours,
             log_evidence_error=error,
-            wall_time_s=inference,
-            likelihood_calls=calls,
-            note=f"inference of all observations, after {training:.0f} s of training that serve every observation",
+            **asdict(cost),
+            note=cost_in_words(run, inputs["inference"]),
         )
     ]
     with open_hdf5(path) as file:
@@ -111,9 +108,9 @@ def comparison_rows(inputs: dict[str, Path]) -> list[ComparisonRow]:
                     c2st=float(a["c2st"]),
                     worst_mean_shift=float(np.abs(side["mean_shift"]).max()),
                     worst_wasserstein=float(np.max(side["wasserstein"])),
-                    wall_time_s=float(json.loads(a[PROVENANCE])["wall_time_s"]),
-                    likelihood_calls=int(a["likelihood_calls"]),
+                    **asdict(costs[name]),
                     converged=bool(a["converged"]),
+                    note=STARTS.get(name, ""),
                 )
             )
     return rows
@@ -131,22 +128,22 @@ def calibration_of(run: Run, path: Path | None) -> tuple[CalibrationReport | Non
         ess = float(np.median(group["ess_fraction"][:]))
         under_proposal = group.attrs["tested_posterior"] != "prior"
     c = calibrate(theta_true, theta_draws, seed=run.case.seed)
-    labels = [p.label or p.name for p in run.simulator.parameters]
+    labels = [drawable(p.label, p.name) for p in run.simulator.parameters]
     figures = [
-        ReportFigure(
+        ReportFigure.of(
             "rank_ecdf",
             "calibration: ranks of the true parameters",
-            plot_rank_ecdf(c.ecdf_level, c.ecdf_difference, c.ecdf_band, labels),
+            lambda: plot_rank_ecdf(c.ecdf_level, c.ecdf_difference, c.ecdf_band, labels),
         ),
-        ReportFigure(
+        ReportFigure.of(
             "rank_histogram",
             "calibration: rank histograms",
-            plot_rank_histogram(c.histogram_count, c.histogram_expected, c.histogram_band, labels),
+            lambda: plot_rank_histogram(c.histogram_count, c.histogram_expected, c.histogram_band, labels),
         ),
-        ReportFigure(
+        ReportFigure.of(
             "tarp",
             "calibration: expected coverage (TARP)",
-            plot_tarp(c.tarp.alpha, c.tarp.expected_coverage, c.tarp.band),
+            lambda: plot_tarp(c.tarp.alpha, c.tarp.expected_coverage, c.tarp.band),
         ),
     ]
     note = (

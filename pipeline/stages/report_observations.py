@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.plots.catalogue import plot_catalogue, verdict_counts
@@ -71,7 +74,8 @@ def inferred_observations(run: Run, path: Path, compare: Path | None) -> Inferre
         rows = _rows_to_list(inference)
         figures = []
         if len(rows) < len(inference.ids):
-            figures.append(ReportFigure("catalogue", "the catalogue", plot_catalogue(catalogue_of_file(inference))))
+            whole = partial(plot_catalogue, catalogue_of_file(inference))
+            figures.append(ReportFigure.of("catalogue", "the catalogue", whole))
         for n in rows[:SHOWN_OBSERVATIONS]:
             figures += _figures_of(run, inference, compare, n)
         verdicts, atypical = inference.verdicts(), inference.atypical()
@@ -137,20 +141,30 @@ def _figures_of(run: Run, inference: InferenceFile, compare: Path | None, n: int
         sets = [DrawSet("q, weighted", raw, np.ones(len(raw)) if shares is None else shares)]
         sets.append(DrawSet("q, raw", raw, line="--"))
     sets += [DrawSet(name, draws) for name, draws in _baseline_draws(compare, identifier).items()]
-    corner = plot_corner(sets, [axis_label(p.label or p.name, p.unit) for p in run.simulator.parameters])
-    figures = []
-    views = predictive_views(run, delivered, n)
-    for name, figure in views.items():
-        figures.append(ReportFigure("predictive", f"{identifier}: {name}", figure))
-    predictive = None if views else _predictive_figure(run, delivered, n)
-    if predictive is not None:
-        figures.append(ReportFigure("predictive", f"{identifier}: data and posterior predictive", predictive))
-    figures.append(ReportFigure("corner", f"{identifier}: posterior", corner))
+    labels = [axis_label(p.label, p.unit, p.name) for p in run.simulator.parameters]
+    figures = _predictive_figures(run, identifier, delivered, n)
+    figures.append(ReportFigure.of("corner", f"{identifier}: posterior", partial(plot_corner, sets, labels)))
     if weights is not None:
         group: Any = inference.file["certificate"]
         of_q = WeightSet("delivered q", weights, float(group["ess_fraction"][n]), float(group["pareto_k"][n]))
-        figures.append(ReportFigure("weights", f"{identifier}: importance weights", plot_weights([of_q])))
+        title = f"{identifier}: importance weights"
+        figures.append(ReportFigure.of("weights", title, partial(plot_weights, [of_q])))
     return figures
+
+
+def _predictive_figures(run: Run, identifier: str, theta: Array, n: int) -> list[ReportFigure]:
+    """What the simulator declares; else data and replicated data, where they are a curve."""
+    title = f"{identifier}: data and posterior predictive"
+    if callable(getattr(run.simulator, "predictive_views", None)):
+        try:
+            views = predictive_views(run, theta, n)
+        except Exception as error:  # the simulator's own code
+            return [ReportFigure("predictive", title, None).failed(error)]
+        if views:
+            return [ReportFigure.of("predictive", f"{identifier}: {name}", make) for name, make in views.items()]
+    if len(data_observables(run.simulator)[0].shape) != 1:
+        return []
+    return [ReportFigure.of("predictive", title, partial(_predictive_figure, run, theta, n))]
 
 
 def _baseline_draws(path: Path | None, identifier: str) -> dict[str, Array]:
@@ -161,17 +175,17 @@ def _baseline_draws(path: Path | None, identifier: str) -> dict[str, Array]:
         return {name: np.asarray(side["draws"]) for name, side in group.items()}
 
 
-def predictive_views(run: Run, theta: Array, n: int) -> dict[str, Any]:
-    """The figures that the simulator itself declares, by name; none where it declares none."""
+def predictive_views(run: Run, theta: Array, n: int) -> dict[str, Callable[[], Figure]]:
+    """What draws the figures that the simulator itself declares, by name; none where it declares none."""
     views = getattr(run.simulator, "predictive_views", None)
     if not callable(views):
         return {}
     x = one_row(inferred_observation(run, run.output("infer")).x, n)
     declared: Any = views(_spread(theta), x)
-    return {view.name: _figure_of_view(view) for view in declared}
+    return {view.name: partial(_figure_of_view, view) for view in declared}
 
 
-def _figure_of_view(view: PredictiveView | ImageView) -> Any:
+def _figure_of_view(view: PredictiveView | ImageView) -> Figure:
     if isinstance(view, ImageView):
         return plot_image(
             view.observed.double().numpy(),
@@ -200,11 +214,9 @@ def _spread(theta: Array) -> torch.Tensor:
     return torch.from_numpy(theta[np.linspace(0, len(theta) - 1, min(CURVES, len(theta))).astype(int)])
 
 
-def _predictive_figure(run: Run, theta: Array, n: int) -> Any:
-    """The first data observable, if it is one-dimensional: observed, replicated, and the model curve."""
+def _predictive_figure(run: Run, theta: Array, n: int) -> Figure:
+    """The first data observable, which is one-dimensional: observed, replicated, and the model curve."""
     observable = data_observables(run.simulator)[0]
-    if len(observable.shape) != 1:
-        return None
     x = one_row(inferred_observation(run, run.output("infer")).x, n)
     draws = _spread(theta)
     context = {k: v.expand(len(draws), *v.shape[1:]) for k, v in context_of(run.simulator, x).items()}
@@ -231,8 +243,8 @@ def _predictive_figure(run: Run, theta: Array, n: int) -> Any:
         observed.double().numpy(),
         error=_error_bars(x, observable, there),
         replicated=replicated.double().numpy(),
-        abscissa_label=axis_label(axis.label or axis.name, axis.unit) if axis else "data point",
-        data_label=axis_label(observable.label or observable.name, observable.unit),
+        abscissa_label=axis_label(axis.label, axis.unit, axis.name) if axis else "data point",
+        data_label=axis_label(observable.label, observable.unit, observable.name),
         **arguments,
     )
 

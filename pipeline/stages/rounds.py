@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.cost import Meter
 from pipeline.errors import InputError
 from pipeline.estimators.standardize import location_and_scale
 from pipeline.estimators.support import SupportTransform
@@ -92,6 +93,7 @@ def simulate_round(run: Run) -> Path:
     if read_key(output) == key:
         console.print(f"rounds: {output} is up to date")
         return output
+    meter = Meter()
     stream = generator(run.case.seed, "round", run.round, device=run.device)
     theta = propose(run, _delivered(run, inference).to(run.device), count, stream)
     context = {k: v.to(run.device) for k, v in context_of(run.simulator, run.observation().x).items()}
@@ -111,7 +113,7 @@ def simulate_round(run: Run) -> Path:
         parameters=run.simulator.parameters,
         x=x,
         theta=theta,
-        attributes=stamp(stage="round", key=key, settings=run.case.dump(), inputs=inputs),
+        attributes=stamp(stage="round", key=key, settings=run.case.dump(), inputs=inputs, cost=meter.lap()),
     )
     console.print(f"rounds: {output} {count} simulations")
     return output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
@@ -17,6 +16,7 @@ import yaml
 from torch.distributions import Distribution
 
 from pipeline.config import build_simulator
+from pipeline.cost import Cost, Meter
 from pipeline.datasets.cache import fetch_hint
 from pipeline.errors import InputError
 from pipeline.progress import console
@@ -30,6 +30,7 @@ from pipeline.store import (
     file_sha256,
     input_digest,
     read_attribute,
+    read_cost,
     read_key,
     stamp,
     write_text,
@@ -326,11 +327,12 @@ class StageKey:
     key: str
     settings: Mapping[str, Any]
     inputs: Mapping[str, str]
-    started: float
+    meter: Meter
 
-    def attributes(self) -> dict[str, str | int]:
-        """Root attributes of the output."""
-        return stamp(stage=self.stage, key=self.key, settings=self.settings, inputs=self.inputs, started=self.started)
+    def attributes(self, before: Cost = Cost()) -> dict[str, str | int]:
+        """Root attributes of the output; its cost is what this session has cost since the last lap, and what came `before`."""
+        cost = before + self.meter.lap()
+        return stamp(stage=self.stage, key=self.key, settings=self.settings, inputs=self.inputs, cost=cost)
 
 
 def begin(
@@ -355,7 +357,7 @@ def begin(
     with suppress(OSError):
         checksum_path(run.folder, stage).unlink()
     run.pin_threads()
-    return StageKey(stage, key, run.case.dump(), digests, time.monotonic())
+    return StageKey(stage, key, run.case.dump(), digests, Meter())
 
 
 def _why(run: Run, output: Path, settings: Mapping[str, Any], digests: Mapping[str, str]) -> str:
@@ -393,5 +395,5 @@ def finish(run: Run, key: StageKey, note: str) -> Path:
         run.folder / "settings" / f"{key.stage}.yaml",
         yaml.safe_dump(json.loads(json.dumps(key.settings)), sort_keys=False),
     )
-    console.print(f"{key.stage}: {output} ({time.monotonic() - key.started:.1f} s) {note}")
+    console.print(f"{key.stage}: {output} ({key.meter.took(read_cost(output))}) {note}")
     return output

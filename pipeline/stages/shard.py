@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.cost import Cost, Meter, cost_from
 from pipeline.errors import InputError
 from pipeline.rng import generator
 from pipeline.schema import CONTENT_KEY, STAGE
 from pipeline.stages.run import Run
-from pipeline.store import as_text, content_key, open_hdf5, write_data
+from pipeline.store import as_text, content_key, open_hdf5, write_data, write_text
 from simulators.failures import Failure, FailureCode
 from simulators.priors import need_in_support, sample
 from simulators.protocol import Data, simulate_with_reasons
 
 VERSION = 3
-FOLDER = "simulations"
+FOLDER, COSTS = "simulations", "costs"
 SHARD, FAILED_COUNT = "shard", "failed_count"
 BATCH = 16_384
 
@@ -47,11 +48,13 @@ class ShardReport:
         shard: which one.
         failed: simulations of it that failed.
         first: the first of them, its reason and its theta in words; empty without one.
+        cost: of making it.
     """
 
     shard: Shard
     failed: int
     first: str = ""
+    cost: Cost = field(default=Cost(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -89,19 +92,27 @@ def shard_report(path: Path, shard: Shard, key: str) -> ShardReport | None:
             failed = int(np.asarray(file.attrs.get(FAILED_COUNT, -1)))
     except (InputError, OSError, KeyError, TypeError, RuntimeError):
         return None
-    return ShardReport(shard, failed) if own == (key, shard.index, shard.rows) and failed >= 0 else None
+    return (
+        ShardReport(shard, failed, cost=_cost_of(path))
+        if own == (key, shard.index, shard.rows) and failed >= 0
+        else None
+    )
 
 
-def make_shard(run: Run, shard: Shard, key: str, *, advance: Callable[[int], None]) -> ShardReport:
-    """Simulate and write one shard; `advance` is told of rows, and may raise to stop.
+def make_shard(
+    run: Run, shard: Shard, key: str, *, advance: Callable[[int], None], meter: Meter | None = None
+) -> ShardReport:
+    """Simulate and write one shard; `advance` is told of rows, and may raise to stop; its cost is a lap of `meter`.
 
     Raises:
         InputError: the simulator gives shapes that it has not declared, or the file cannot be written.
     """
+    meter = meter or Meter()
     rows = simulate_rows(run, shard, advance=advance)
     # from here on the old file over the shards, if there is one, would show rows of two settings
     run.output("simulate").unlink(missing_ok=True)
     failed = int((rows.failed != 0).sum())
+    cost = meter.lap()
     write_data(
         run.folder / FOLDER / shard.name,
         observables=run.stored_simulator.observables,
@@ -112,12 +123,29 @@ def make_shard(run: Run, shard: Shard, key: str, *, advance: Callable[[int], Non
         failures=rows.reasons,
         compression=run.case.simulate.compression,
         checked=True,
-        attributes={STAGE: "simulate", CONTENT_KEY: key, SHARD: shard.index, FAILED_COUNT: failed},
+        attributes={
+            STAGE: "simulate",
+            CONTENT_KEY: key,
+            SHARD: shard.index,
+            FAILED_COUNT: failed,
+        },
     )
+    # beside the file and not in it: equal shards are equal bytes
+    write_text(_cost_path(run.folder / FOLDER / shard.name), cost.text())
     if not failed:
-        return ShardReport(shard, 0)
+        return ShardReport(shard, 0, cost=cost)
     row = int((rows.failed != 0).nonzero()[0, 0])
-    return ShardReport(shard, failed, f"{rows.reasons[row]}, at theta = ({numbers(rows.theta[row])})")
+    return ShardReport(shard, failed, f"{rows.reasons[row]}, at theta = ({numbers(rows.theta[row])})", cost)
+
+
+def _cost_path(shard: Path) -> Path:
+    return shard.parents[1] / COSTS / f"{shard.stem}.json"
+
+
+def _cost_of(shard: Path) -> Cost:
+    """What a shard has cost; nothing where that was not written down."""
+    path = _cost_path(shard)
+    return (cost_from(path.read_text(encoding="utf-8")) if path.is_file() else None) or Cost()
 
 
 def simulate_rows(run: Run, shard: Shard, *, advance: Callable[[int], None]) -> Simulated:

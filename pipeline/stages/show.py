@@ -11,6 +11,7 @@ import h5py
 from rich.console import Console
 from rich.tree import Tree
 
+from pipeline.cost import SPANS
 from pipeline.schema import CONTENT_KEY, INPUTS, PROVENANCE, SETTINGS, STAGE
 from pipeline.store import open_hdf5, read_key, read_safetensors_header
 
@@ -77,9 +78,10 @@ def _show_origin(tree: Tree, attributes: Mapping[str, Any], path: Path) -> None:
         made += [str(record["created"])] if "created" in record else []
         made += [f"on {record['host']}"] if "host" in record else []
         made += [f"{record['wall_time_s']:g} s"] if "wall_time_s" in record else []
+        made += [f"{record['cpu_time_s']:g} s of CPU"] if "cpu_time_s" in record else []
         branch = tree.add(f"made by {', '.join(made)}")
         for name, value in record.items():
-            if name not in ("created", "host", "wall_time_s", "versions") and value != "":
+            if name not in ("created", "host", "wall_time_s", "cpu_time_s", SPANS, "versions") and value != "":
                 branch.add(f"{name}: {value}")
         if isinstance(record.get("versions"), dict):
             branch.add("versions: " + _listed(record["versions"]))

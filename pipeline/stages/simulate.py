@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from pipeline.cost import Meter, total_cost
 from pipeline.errors import InputError
 from pipeline.progress import Advance, console, progress_bar
 from pipeline.rng import generator
@@ -64,13 +65,13 @@ def simulate(
         return _link(run, stage, shards, key)
     if part is not None:
         mine = [s for s in shards if s.index % part[1] == part[0]]
-        made = _make_missing(run, mine, key, workers)
+        made = _make_missing(run, mine, key, workers, stage.meter)
         console.print(
             f"simulate: part {part[0]} of {part[1]}: {made} of its {len(mine)} shards made, the others were there "
-            f"({time.monotonic() - stage.started:.1f} s)"
+            f"({stage.meter.elapsed_s:.1f} s)"
         )
         return output
-    _make_missing(run, shards, key, workers)
+    _make_missing(run, shards, key, workers, stage.meter)
     return _link(run, stage, shards, key)
 
 
@@ -115,7 +116,7 @@ def _extend(run: Run, rows: int) -> None:
         )
 
 
-def _make_missing(run: Run, shards: Sequence[Shard], key: str, workers: int | None) -> int:
+def _make_missing(run: Run, shards: Sequence[Shard], key: str, workers: int | None, meter: Meter) -> int:
     """Make what is not there; gives how many that were."""
     folder = run.folder / FOLDER
     missing = [s for s in shards if shard_report(folder / s.name, s, key) is None]
@@ -134,26 +135,29 @@ def _make_missing(run: Run, shards: Sequence[Shard], key: str, workers: int | No
         chosen = workers or run.case.simulate.workers
         left = list(missing)
         if chosen is None and left:
-            chosen, left = _choose_workers(run, left, key, advance, done)
+            chosen, left = _choose_workers(run, left, key, meter, advance, done)
         if chosen is not None and chosen > 1 and len(left) > 1:
-            make_in_workers(run, left, key, workers=chosen, advance=advance, done=done)
+            with meter.others_count_themselves():
+                make_in_workers(run, left, key, workers=chosen, advance=advance, done=done)
         else:
-            _make_here(run, left, key, advance, done)
+            _make_here(run, left, key, meter, advance, done)
     return len(missing)
 
 
-def _make_here(run: Run, shards: Sequence[Shard], key: str, advance: Advance, done: Done) -> None:
+def _make_here(run: Run, shards: Sequence[Shard], key: str, meter: Meter, advance: Advance, done: Done) -> None:
     with one_thread():
         for shard in shards:
-            done(make_shard(run, shard, key, advance=advance))
+            done(make_shard(run, shard, key, advance=advance, meter=meter))
 
 
-def _choose_workers(run: Run, shards: list[Shard], key: str, advance: Advance, done: Done) -> tuple[int, list[Shard]]:
+def _choose_workers(
+    run: Run, shards: list[Shard], key: str, meter: Meter, advance: Advance, done: Done
+) -> tuple[int, list[Shard]]:
     """One process on a GPU or for short work; else one a core. The first shard, made here, says how long the work is."""
     if run.device.type != "cpu" or cores() == 1 or len(shards) < 3:
         return 1, shards
     started = time.monotonic()
-    _make_here(run, shards[:1], key, advance, done)
+    _make_here(run, shards[:1], key, meter, advance, done)
     left_s = (time.monotonic() - started) / shards[0].rows * sum(s.rows for s in shards[1:])
     if left_s < WORTH_WORKERS_S:
         return 1, shards[1:]
@@ -188,7 +192,8 @@ def _link(run: Run, stage: StageKey, shards: Sequence[Shard], key: str) -> Path:
     for stale in [p for p in folder.glob("shard-*.h5") if p.name not in names] + list(folder.glob(".shard-*.tmp")):
         stale.unlink(missing_ok=True)
     held_out = run.case.simulate.held_out
-    codes = link(run.output("simulate"), shards, key=key, attributes=stage.attributes() | {HELD_OUT: held_out})
+    attributes = stage.attributes(total_cost(r.cost for r in reports)) | {HELD_OUT: held_out}
+    codes = link(run.output("simulate"), shards, key=key, attributes=attributes)
     if codes:
         words = ", ".join(f"{n} {FailureCode(c).words}" for c, n in codes.most_common())
         console.print(

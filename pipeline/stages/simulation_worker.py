@@ -43,6 +43,9 @@ def main() -> None:
 
 
 def _work(say: Any) -> None:
+    from pipeline.cost import Meter
+
+    meter = Meter()  # before what is slow to import
     from pipeline.config import case_from_values
     from pipeline.errors import InputError, simulator_fault
     from pipeline.stages.run import Run
@@ -53,7 +56,8 @@ def _work(say: Any) -> None:
     with one_thread():
         for line in sys.stdin:
             try:
-                report = make_shard(run, Shard(**json.loads(line)), first["key"], advance=lambda n: say(rows=n))
+                shard = Shard(**json.loads(line))
+                report = make_shard(run, shard, first["key"], advance=lambda n: say(rows=n), meter=meter)
             except Exception as error:
                 known = str(error) if isinstance(error, InputError) else simulator_fault(error)
                 say(error=known, trace=None if known else traceback.format_exc())

@@ -87,6 +87,7 @@ def _train(run: Run, processes: Processes) -> Path:
     del training  # with its features as they came, twice as large as what the network reads of them
     trained = train_schedule(
         network,
+        meter=key.meter,
         case=run.case,
         phases=run.phases,
         simulator=run.model,
@@ -142,7 +143,8 @@ def _save(
         "learned_nothing": words,
     }
     posterior.save(
-        run.output("train"), attributes=key.attributes() | {"history": history, "phases": outcomes} | counts | learned
+        run.output("train"),
+        attributes=key.attributes(trained.cost) | {"history": history, "phases": outcomes} | counts | learned,
     )
     if words:
         console.print(f"train: {words}")

@@ -77,7 +77,7 @@ def validate(run: Run, *, share: Share | None = None) -> Path:
     data = held_out_simulations(run)
     posterior = load_posterior(inputs["posterior"], case=run.case, device=run.device)
     starts = range(0, len(data), BLOCK)
-    parts = Parts(output, "validate", key.key, tuple(map(str, starts)))
+    parts = Parts(output, "validate", key.key, tuple(map(str, starts)), key.meter)
     _deliver(run, posterior, data, parts, share)
     if share is not None:
         return output
@@ -97,7 +97,11 @@ def validate(run: Run, *, share: Share | None = None) -> Path:
     assert data.theta is not None
     calibration = calibrate(data.theta[tested], draws.theta.cpu()[:, tested], seed=run.case.seed)
     scope = scope_of(run)
-    write_hdf5(output, lambda file: _fill(file, run, data.theta, draws, tested, calibration, scope), key.attributes())
+    write_hdf5(
+        output,
+        lambda file: _fill(file, run, data.theta, draws, tested, calibration, scope),
+        key.attributes(parts.cost),
+    )
     parts.remove()
     console.print(
         f"validate: {scope.verdict(calibration.passed)} on {int(tested.sum())} of {len(data)} held-out simulations: least p-value "

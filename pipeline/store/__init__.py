@@ -5,7 +5,16 @@ from pipeline.store.complete import complete_or_absent, write_text
 from pipeline.store.data import DataSet, is_data_file, read_data, write_data
 from pipeline.store.deferred import DeferredErrors
 from pipeline.store.hdf5 import as_text, create_dataset, hdf5_content_digest, open_hdf5, write_hdf5
-from pipeline.store.keys import content_key, file_sha256, input_digest, provenance, read_attribute, read_key, stamp
+from pipeline.store.keys import (
+    content_key,
+    file_sha256,
+    input_digest,
+    provenance,
+    read_attribute,
+    read_cost,
+    read_key,
+    stamp,
+)
 from pipeline.store.weights import read_safetensors, read_safetensors_header, write_safetensors
 
 __all__ = [
@@ -24,6 +33,7 @@ __all__ = [
     "open_hdf5",
     "provenance",
     "read_attribute",
+    "read_cost",
     "read_data",
     "read_key",
     "read_safetensors",

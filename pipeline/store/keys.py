@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import torch
 
+from pipeline.cost import Cost, cost_from
 from pipeline.errors import InputError
 from pipeline.schema import CONTENT_KEY, INPUTS, PROVENANCE, SCHEMA, SCHEMA_VERSION, SETTINGS, STAGE
 from pipeline.store.hdf5 import as_text
@@ -89,8 +90,13 @@ def read_attribute(path: Path, name: str) -> str | None:
         return None
 
 
-def provenance(started: float | None = None, extra: Mapping[str, Any] | None = None) -> str:
-    """JSON of who made a file: versions, host, date, wall time. Not part of the content."""
+def read_cost(path: Path) -> Cost | None:
+    """Cost of the whole stage, or of the piece of one, that a file of ours is; None where it does not say."""
+    return cost_from(read_attribute(path, PROVENANCE))
+
+
+def provenance(cost: Cost | None = None, extra: Mapping[str, Any] | None = None) -> str:
+    """JSON of who made a file: versions, host, date, wall and CPU time. Not part of the content."""
     versions = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         try:
@@ -106,8 +112,8 @@ def provenance(started: float | None = None, extra: Mapping[str, Any] | None = N
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": versions,
     }
-    if started is not None:
-        record["wall_time_s"] = round(time.monotonic() - started, 3)
+    if cost is not None:
+        record |= cost.record()
     return json.dumps(record | dict(extra or {}), sort_keys=True)
 
 
@@ -117,9 +123,9 @@ def stamp(
     key: str,
     settings: Mapping[str, Any],
     inputs: Mapping[str, str] | None = None,
-    started: float | None = None,
+    cost: Cost | None = None,
 ) -> dict[str, str | int]:
-    """Root attributes that every file of a run carries; `inputs` are the digests of what it was made from."""
+    """Root attributes that every file of a run carries; `inputs` are the digests of what it was made from, `cost` of the whole stage."""
     return {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
@@ -127,5 +133,5 @@ def stamp(
         CONTENT_KEY: key,
         SETTINGS: json.dumps(settings, sort_keys=True),
         INPUTS: json.dumps(dict(inputs or {}), sort_keys=True),
-        PROVENANCE: provenance(started),
+        PROVENANCE: provenance(cost),
     }

@@ -17,6 +17,7 @@ from pipeline.schema import SETTINGS
 from pipeline.store import complete_or_absent, write_text
 from pipeline.tables.inference_reader import Array, InferenceFile, open_inference
 from simulators.protocol import Parameter
+from simulators.units import unit_text
 
 MOST_CHAINS = 200
 """Observations for which three files each are still what somebody wants."""
@@ -95,11 +96,9 @@ def _minus_log_posterior(inference: InferenceFile, row: int, draws: Array) -> Ar
 
 def _latex(label: str, unit: str) -> str:
     """A label as GetDist has it, without dollar signs."""
-    from astropy import units
-
     plain = "$" not in label
     symbol = rf"\mathrm{{{label}}}".replace("_", r"\_") if plain else label.replace("$", "")
-    return symbol + (rf"\,[{units.Unit(unit).to_string('latex_inline').strip('$')}]" if unit else "")
+    return symbol + (rf"\,[{unit_text(unit, latex=True).strip('$')}]" if unit else "")
 
 
 def _ranges(inference: InferenceFile) -> str:

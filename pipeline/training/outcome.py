@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from pipeline.cost import Cost
 from pipeline.training.guard import gap_beside_ess, plain
 
 
@@ -45,9 +46,13 @@ class PhaseOutcome:
 
 @dataclass(frozen=True)
 class Trained:
-    """Outcome of a schedule: history rows, phases, unusable draws met, steps whose gradient was not finite."""
+    """Outcome of a schedule: history rows, phases, unusable draws met, steps whose gradient was not finite.
+
+    `cost` is that of all sessions and processes up to here.
+    """
 
     history: list[dict[str, float]]
     phases: list[PhaseOutcome]
     refused: int
     skipped: int
+    cost: Cost = field(default=Cost(), compare=False)

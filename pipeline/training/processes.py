@@ -76,6 +76,14 @@ class Processes:
         torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX, group=self.control)
         return int(value)
 
+    def sum(self, number: float) -> float:
+        """The sum of the numbers that the processes give."""
+        if self.world == 1:
+            return number
+        value = torch.tensor(number, dtype=torch.float64)
+        torch.distributed.all_reduce(value, group=self.control)
+        return float(value)
+
     def from_first(self, value: Any) -> Any:
         """What process 0 gives, for all; a plain value (numbers, text, lists and mappings of them)."""
         if self.world == 1:

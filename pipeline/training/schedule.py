@@ -24,12 +24,14 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.data import DataLoader
 
+from pipeline.cost import Meter
 from pipeline.errors import InputError
 from pipeline.estimators.network import PosteriorNetwork
 from pipeline.interrupt import Interrupted, handle_sigterm_again, stop_if_asked
 from pipeline.progress import console, progress_bar
 from pipeline.settings import CaseSettings, PhaseSettings
 from pipeline.store import complete_or_absent, read_safetensors, write_safetensors, write_text
+from pipeline.training.account import Account
 from pipeline.training.data import Source, TrainingSet
 from pipeline.training.guard import guard_of
 from pipeline.training.outcome import PhaseOutcome, Trained
@@ -86,8 +88,10 @@ class _Checkpoints(Callback):
         before: list[dict[str, float]],
         every: int,
         advance: Any,
+        account: Account,
         processes: Processes = ALONE,
     ) -> None:
+        self.account = account
         self.path, self.table, self.before, self.every, self.advance = path, table, before, every, advance
         self.processes = processes
         self.last_time, self.last_step = time.monotonic(), 0
@@ -116,6 +120,7 @@ class _Checkpoints(Callback):
                     trainer.save_checkpoint(temporary)
             else:
                 trainer.save_checkpoint(self.path)  # waits for the first process, and writes nothing
+            self.account.add()
         if asked:
             self.processes.wait()  # until the checkpoint has its name
             raise Interrupted(asked)
@@ -154,6 +159,7 @@ def train_schedule(
     key: str,
     proposal: Distribution | None = None,
     processes: Processes = ALONE,
+    meter: Meter | None = None,
 ) -> Trained:
     """Train `network` in place through all phases; after each the guard decides whether it counts.
 
@@ -164,6 +170,7 @@ def train_schedule(
     Args:
         proposal: what theta of the simulations was drawn from, on the training device; None is the prior.
         processes: that train this network together; the first of them writes.
+        meter: what this session costs; from here on where none is given.
 
     Raises:
         InputError: a phase that needs a likelihood without one, or a loss that is not finite.
@@ -179,6 +186,7 @@ def train_schedule(
         folder.mkdir(parents=True, exist_ok=True)
         _discard_other_runs(folder, key)
     processes.wait()
+    account = Account(folder, meter or Meter(), processes)
     table = folder.parent / "training.csv"
     history: list[dict[str, float]] = []
     outcomes: list[PhaseOutcome] = []
@@ -215,7 +223,7 @@ def train_schedule(
                 processes=processes,
             )
             try:
-                _fit(module, folder / f"phase-{index}.ckpt", table, history, case, held_out.theta.device)
+                _fit(module, folder / f"phase-{index}.ckpt", table, history, case, account)
             finally:
                 module.batches.close()
             network.load_state_dict(module.best.state_dict())
@@ -225,6 +233,7 @@ def train_schedule(
             if processes.first:
                 write_safetensors(finished, network.state_dict(), metadata)
                 (folder / f"phase-{index}.ckpt").unlink(missing_ok=True)
+            account.add()
             console.print(f"train: phase {index}, {outcome}")
         history += rows
         outcomes.append(outcome)
@@ -232,7 +241,7 @@ def train_schedule(
         if outcome.kept:
             before = dict(outcome.after)
             best_forward_log_q = max(best_forward_log_q, before["held_out_forward_log_q"])
-    return Trained(history, outcomes, **counts)
+    return Trained(history, outcomes, **counts, cost=account.add())
 
 
 def _outcome(module: Phase, before: Mapping[str, float]) -> PhaseOutcome:
@@ -260,9 +269,9 @@ def _fit(
     table: Path,
     before: list[dict[str, float]],
     case: CaseSettings,
-    device: torch.device,
+    account: Account,
 ) -> None:
-    phase, processes = module.phase, module.processes
+    phase, processes, device = module.phase, module.processes, module.held_out.theta.device
     done = 0
     if processes.first and checkpoint.is_file():
         done = int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
@@ -284,6 +293,7 @@ def _fit(
                     before=before,
                     every=case.train.checkpoint_every,
                     advance=advance,
+                    account=account,
                     processes=processes,
                 )
             ],
@@ -315,7 +325,7 @@ def _discard_other_runs(folder: Path, key: str) -> None:
     marker = folder / "content_key"
     if marker.is_file() and marker.read_text(encoding="utf-8") == key:
         return
-    for leftover in (*folder.glob("phase-*.ckpt"), *folder.glob("phase-*.safetensors")):
+    for leftover in (*folder.glob("phase-*.ckpt"), *folder.glob("phase-*.safetensors"), *folder.glob("cost.json")):
         leftover.unlink()
     write_text(marker, key)
 

@@ -1,31 +1,59 @@
-"""The command as a user runs it: in a process of its own, killed, resumed, and given bad input."""
+"""The command as a user runs it: killed, resumed, and given bad input; in a process of its own where that is what matters."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import h5py
 import pytest
 import torch
 
+from pipeline.cli import main
 from pipeline.store import hdf5_content_digest, read_safetensors, write_data
 from simulators.linear_gaussian import LinearGaussian
-from tests.pipeline.stages.conftest import write_case
+from tests.pipeline.stages.conftest import CASE, write_case
 
 # enough shards and steps that a kill finds the stage at work
-SLOW_ENOUGH = {"simulate": {"count": 400_000, "held_out": 1_000, "shard": 2_000}}
+SLOW_ENOUGH = {
+    "simulate": {"count": 200_000, "held_out": 1_000, "shard": 2_000},
+    "train": CASE["train"]
+    | {
+        "phases": [
+            {"objective": "forward_kl", "steps": 150, "learning_rate": 3e-3, "batch": 256},
+            {"objective": "elbo", "steps": 150, "learning_rate": 2e-3, "batch": 256},
+        ],
+        "checkpoint_every": 20,
+    },
+}
 ELBOSCOPE = [sys.executable, "-m", "pipeline.cli"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def elboscope(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command in this process: a process of its own would import torch each time, for 3 s."""
+    command = ["elboscope", *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as end:
+            main()
+    assert isinstance(end.value.code, int)
+    return subprocess.CompletedProcess(command, end.value.code, out.getvalue(), err.getvalue())
+
+
+def program(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
     return subprocess.run(
         [*ELBOSCOPE, *map(str, arguments)],
         cwd=cwd,
@@ -46,13 +74,13 @@ def kill_when(reached: Callable[[], bool], *arguments: str | Path, cwd: Path, nu
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # a machine may be busy with other things
     while not reached():
         assert process.poll() is None, "the command ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(number)
-    return process.wait(timeout=120)
+    return process.wait(timeout=600)
 
 
 def run_content(folder: Path) -> dict[str, object]:
@@ -87,7 +115,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> 
     assert code == -signal.SIGKILL
     assert not (killed / "simulations.h5").exists()
     kept = len(list(shards.glob("shard-*.h5")))
-    assert 20 < kept < 201
+    assert 20 < kept < 101
     assert elboscope("simulate", case, "--run-dir", "killed", cwd=tmp_path).returncode == 0
     checkpoints = killed / "checkpoints"
     for phase in (0, 1):  # once in each phase
@@ -102,13 +130,35 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> 
         assert resumed[name] == value, name
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 75)])
-def test_a_signal_leaves_a_resumable_state(tmp_path: Path, number: int, code: int) -> None:
+def signalled(reached: Callable[[], bool], *arguments: str | Path, cwd: Path, number: int) -> int:
+    """As `kill_when`, in this process."""
+    ended = threading.Event()
+
+    def wait() -> None:
+        while not (reached() or ended.wait(0.002)):
+            pass
+        if not ended.is_set():
+            os.kill(os.getpid(), number)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    try:
+        return elboscope(*arguments, cwd=cwd).returncode
+    finally:
+        ended.set()
+        waiting.join()
+
+
+@pytest.mark.parametrize(
+    ("send", "number", "code"),
+    [(kill_when, signal.SIGTERM, 143), (signalled, signal.SIGINT, 130), (signalled, signal.SIGUSR1, 75)],
+)
+def test_a_signal_leaves_a_resumable_state(tmp_path: Path, send: Callable[..., int], number: int, code: int) -> None:
     case = write_case(tmp_path)
     assert elboscope("simulate", case, "--run-dir", "run", cwd=tmp_path).returncode == 0
     checkpoint = tmp_path / "run/checkpoints/phase-0.ckpt"
     long = ("train", case, "--run-dir", "run", "--set", "train.steps=10000")
-    assert kill_when(checkpoint.exists, *long, cwd=tmp_path, number=number) == code
+    assert send(checkpoint.exists, *long, cwd=tmp_path, number=number) == code
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")
     assert 50 <= state["global_step"] < 4000  # written where it stopped
 
@@ -146,7 +196,8 @@ def test_bad_config_is_one_line_and_exit_code_2(tmp_path: Path, name: str) -> No
     text, expected = BAD_CONFIGS[name]
     base = "" if "simulator:" in text else "simulator: {name: linear_gaussian}\n"
     (tmp_path / "bad.yaml").write_text(base + text)
-    done = elboscope("simulate", "bad.yaml", cwd=tmp_path)
+    command = program if name == "unknown key" else elboscope
+    done = command("simulate", "bad.yaml", cwd=tmp_path)
     assert done.returncode == 2
     assert expected in done.stderr
     assert done.stderr.startswith("error: ")
@@ -261,9 +312,11 @@ def test_without_an_observation_a_network_is_trained_for_those_to_come(tmp_path:
 
 
 def test_help_is_quick_and_has_an_example(tmp_path: Path) -> None:
-    started = time.monotonic()
-    done = elboscope("--help", cwd=tmp_path)
-    assert time.monotonic() - started < 3  # 0.1 s on a quiet machine; torch alone would take more than this
+    command = [sys.executable, "-X", "importtime", "-m", "pipeline.cli", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "typer" in imported  # 0.1 s; any of these would take longer than all the rest
+    assert not {"torch", "numpy", "h5py", "astropy", "matplotlib", "scipy", "pydantic"} & imported
     assert "elboscope run configs/k2_24.yaml" in done.stdout
     for command in (
         "run",

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from pipeline import store
+from pipeline.cost import Cost
 from pipeline.errors import InputError
 from pipeline.schema import CONTENT_KEY, PROVENANCE
 from simulators.protocol import Observable, Parameter
@@ -655,11 +656,11 @@ def test_foreign_files_have_no_key_and_are_known_by_their_bytes(path: Path, tmp_
 
 
 def test_stamp_says_who_made_a_file_of_what() -> None:
-    attributes = store.stamp(stage="infer", key="k", settings={"b": 1, "a": 2}, started=0.0)
+    attributes = store.stamp(stage="infer", key="k", settings={"b": 1, "a": 2}, cost=Cost(((0.0, 2.5),), 4.0))
     assert (attributes["schema"], attributes["stage"], attributes["content_key"]) == ("elboscope", "infer", "k")
     assert attributes["settings"] == '{"a": 2, "b": 1}'
     made = json.loads(str(attributes[PROVENANCE]))
-    assert made["wall_time_s"] > 0
+    assert (made["wall_time_s"], made["cpu_time_s"]) == (2.5, 4.0)
     assert {"created", "host", "threads", "command", "versions"} <= set(made)
     assert made["versions"]["torch"] == torch.__version__
     extra = json.loads(store.provenance(extra={"walkers": 4}))

@@ -74,6 +74,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "fermi_inner_galaxy": ("fermi_inner_galaxy", {}),
 }
 NEED_DATA = ("fermi_poisson", "fermi_inner_galaxy")
+SINGLE_PRECISION = ("strong_lens",)
+"""Whose model of the data is computed in float32, whatever the dtype of theta."""
 
 N, K = 6, 4
 
@@ -151,12 +153,27 @@ def test_log_likelihood_broadcasts_over_draws_and_rows(simulator: Simulator, dty
     assert log_likelihood.shape == (K, N)
     assert log_likelihood.dtype == dtype
     assert bool(log_likelihood.isfinite().all())
-    for k in range(K):
-        one = simulator.log_likelihood(several[k], x)  # pyright: ignore[reportAttributeAccessIssue]
-        torch.testing.assert_close(one, log_likelihood[k], rtol=1e-5, atol=1e-6)  # images are float32
+    relative = 1e-5 if dtype == torch.float32 else 1e-7
+    allowed = relative * (1 + log_likelihood.abs())
+    if simulator.name in SINGLE_PRECISION:
+        allowed = allowed + torch.stack([single_precision_error(simulator, several[k], x) for k in range(K)])
+    one_at_a_time = torch.stack([simulator.log_likelihood(several[k], x) for k in range(K)])  # pyright: ignore[reportAttributeAccessIssue]
+    assert bool(((one_at_a_time - log_likelihood).abs() <= allowed).all())
     first = {name: values[:1] for name, values in x.items()}
     many_draws_one_row = simulator.log_likelihood(several[:, :1], first)  # pyright: ignore[reportAttributeAccessIssue]
-    torch.testing.assert_close(many_draws_one_row, log_likelihood[:, :1])
+    assert bool(((many_draws_one_row - log_likelihood[:, :1]).abs() <= allowed[:, :1]).all())
+
+
+def single_precision_error(simulator: Any, theta: Tensor, x: Data) -> Tensor:
+    r"""By how much rounding may move log L where the data's model is computed in float32, (N,).
+
+    $4 \epsilon_{32} \max_j |x_j| \sum_i |\partial \log L / \partial x_i|$: a convolution spreads the rounding of the
+    brightest pixel over all. Seen over 12 sets of draws and two instruction sets: 0.71 where 4 are allowed.
+    """
+    image = x["image"].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(simulator.log_likelihood(theta, {**x, "image": image}).sum(), image)
+    peak = x["image"].flatten(1).abs().amax(1)
+    return (4 * torch.finfo(torch.float32).eps * peak * gradient.flatten(1).abs().sum(1)).to(theta.dtype)
 
 
 def test_log_likelihood_has_finite_gradients(simulator: Simulator) -> None:

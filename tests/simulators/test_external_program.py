@@ -55,13 +55,13 @@ def test_a_signal_is_named() -> None:
 
 def test_a_program_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
-    code = f"import subprocess, sys; p = subprocess.Popen(['sleep', '60']); open({str(pid_file)!r}, 'w').write(str(p.pid)); p.wait()"
+    code = f"import subprocess, sys; p = subprocess.Popen(['sleep', '600']); open({str(pid_file)!r}, 'w').write(str(p.pid)); p.wait()"
     started = time.monotonic()
-    error = failure(script(code, timeout_s=2))
+    error = failure(script(code, timeout_s=4))  # a busy machine takes a second to start Python
     assert error.failure.code == FailureCode.TIME_LIMIT
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 300
     child = int(pid_file.read_text())
-    for _ in range(200):
+    for _ in range(1_000):
         stat = Path(f"/proc/{child}/stat")
         if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
             return

@@ -4,7 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from simulators.units import check_unit, conversion_factor
+from simulators.units import check_unit, conversion_factor, unit_text
+
+ODD_UNITS = {
+    "dex(cm-2)": "dex(cm⁻²)",
+    "dex(cm / s2)": "dex(cm s⁻²)",
+    "dex(solMass)": "dex(M☉)",
+    "dex(1e-10 erg)": "dex(1×10⁻¹⁰ erg)",
+    "dB(mW)": "dB(mW)",
+    "mag(AB)": "mag(AB)",
+    "mag(ct / s)": "mag(ct s⁻¹)",
+    "dex": "dex",
+    "mag / arcsec2": "mag arcsec⁻²",
+    "%": "%",
+    "1e-10 erg / (s cm2)": "1×10⁻¹⁰ erg s⁻¹ cm⁻²",
+    "deg_C": "°C",
+    "Angstrom": "Å",
+    "sqrt(Hz)": "Hz¹⸍²",
+    "photon / s": "ph s⁻¹",
+}
+"""Units that astropy knows, and what stands on a page."""
 
 
 @pytest.mark.parametrize("unit", ["", "m / s", "m / (s d)", "m / (s d2)", "Mpc", "mag"])
@@ -25,3 +44,28 @@ def test_conversion_is_a_factor() -> None:
 def test_units_of_another_kind_are_refused() -> None:
     with pytest.raises(ValueError, match=r"velocity: unit 'd' cannot be converted to 'm / s'"):
         conversion_factor("d", "m / s", "velocity")
+
+
+@pytest.mark.parametrize("unit", ODD_UNITS)
+def test_every_unit_has_a_text_and_latex(unit: str) -> None:
+    check_unit(unit, "parameter 'x'")
+    # astropy's exponents of one half differ between versions: U+2E0D, or a solidus
+    assert unit_text(unit, latex=False).replace("/", "⸍") == ODD_UNITS[unit]
+    latex = unit_text(unit, latex=True)
+    assert latex.startswith("$\\mathrm{")
+    assert latex.endswith("}$")
+
+
+def test_a_unit_that_nobody_knows_is_its_own_text() -> None:
+    assert unit_text("furlong", latex=False) == unit_text("furlong", latex=True) == "furlong"
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [("dex(cm-2)", "dex(m-2)"), ("dex(cm / s2)", "m / s2"), ("m / s2", "dex(cm / s2)"), ("mag(AB)", "mag(ST)")],
+)
+def test_logarithmic_units_are_not_converted_by_a_factor(given: str, wanted: str) -> None:
+    """21 dex(cm-2) is 25 dex(m-2): it was 21 times 5."""
+    with pytest.raises(ValueError, match=r"cannot be converted"):
+        conversion_factor(given, wanted, "column")
+    assert conversion_factor(given, given, "column") == 1.0

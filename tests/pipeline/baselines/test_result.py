@@ -9,6 +9,6 @@ from pipeline.baselines.result import BaselineResult
 
 
 def test_is_frozen():
-    result = BaselineResult("emcee", np.zeros((2, 1)), None, None, True, {}, 1.0, 10)
+    result = BaselineResult("emcee", np.zeros((2, 1)), None, None, True, {}, 1.0, 0.9, 10)
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.converged = False  # pyright: ignore[reportAttributeAccessIssue]

@@ -22,7 +22,7 @@ from pipeline.stages.parts import share_of
 from pipeline.stages.run import Run
 from pipeline.stages.simulate import simulate
 from tests.pipeline.stages.conftest import write_case
-from tests.pipeline.test_cli import ELBOSCOPE, ENVIRONMENT, elboscope
+from tests.pipeline.test_cli import ELBOSCOPE, ENVIRONMENT, elboscope, program
 
 SMALL = {"simulate": {"count": 2_800, "held_out": 200, "shard": 1_000}}
 
@@ -58,7 +58,7 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 def test_a_full_disk_is_one_line_and_keeps_complete_shards(tmp_path: Path) -> None:
     case = write_case(tmp_path, SMALL)
     with mounted(tmp_path / "disk", "size=200k") as disk:
-        done = elboscope("simulate", case, "--run-dir", disk / "run", cwd=tmp_path)
+        done = program("simulate", case, "--run-dir", disk / "run", cwd=tmp_path)
         assert done.returncode == 2, done.stderr
         assert "No space left on device" in done.stderr
         assert "Traceback" not in done.stderr

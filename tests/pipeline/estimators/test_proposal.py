@@ -115,6 +115,8 @@ def test_weights_are_taken_in_blocks(make_gaussian: MakeGaussian) -> None:
     sizes, told = [], []
 
     class Counted:
+        name = "counted"
+
         def log_likelihood(self, theta: torch.Tensor, x: Any) -> torch.Tensor:
             sizes.append(theta.shape[0] * theta.shape[1])
             return case.simulator.log_likelihood(theta, x)

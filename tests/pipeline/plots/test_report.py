@@ -22,6 +22,8 @@ from pipeline.plots.report_content import (
 from pipeline.plots.style import freeze_layout, house_style, new_figure
 from pipeline.schema import VERDICTS
 from pipeline.store import read_key
+from simulators.units import unit_text
+from tests.simulators.test_units import ODD_UNITS
 
 PARAMETERS = (
     ParameterRow("logk1", r"$\ln K_b$", "", 1.504, 0.172, 1.336, 1.512, 1.671),
@@ -227,3 +229,16 @@ def test_bad_content_is_explained(content, good):
     observation = ObservationReport("x", "fine", good, PARAMETERS)
     with pytest.raises(InputError, match="verdict 'fine' is none of exact"):
         render_report(dataclasses.replace(content, observations=(observation,)))
+
+
+def test_the_page_names_every_unit(good):
+    rows = tuple(ParameterRow(f"p{i}", "", unit, 1.5, 0.2, 1.3, 1.5, 1.7) for i, unit in enumerate(ODD_UNITS))
+    page = render_report(ReportContent("t", "c", "ab12", observations=(ObservationReport("o", "exact", good, rows),)))
+    for unit in ODD_UNITS:
+        assert f">{unit_text(unit, latex=False)}</td>" in page, unit
+
+
+def test_a_figure_that_is_not_there_is_a_sentence(content):
+    missing = ReportFigure("corner", "Corner", None).failed(ValueError("<no> star\nmore"))
+    page = render_report(dataclasses.replace(content, figures=(missing,)))
+    assert "This figure could not be drawn: ValueError: &lt;no&gt; star<" in page

@@ -3,7 +3,9 @@ from __future__ import annotations
 import matplotlib
 import pytest
 
-from pipeline.plots.style import axis_label, freeze_layout, house_style, new_figure, unit_text
+from pipeline.plots.style import axis_label, drawable, freeze_layout, house_style, new_figure
+from simulators.units import unit_text
+from tests.simulators.test_units import ODD_UNITS
 
 
 def test_style_is_left_behind():
@@ -35,3 +37,21 @@ def test_units_as_unicode(unit, text):
 def test_axis_label_has_the_unit():
     assert axis_label("mass", "kg") == r"mass [$\mathrm{kg}$]"
     assert axis_label("ratio") == "ratio"
+
+
+def test_labels_with_every_unit_and_latex_of_any_kind_can_be_drawn():
+    labels = [axis_label(r"$\log N$", unit, "n") for unit in ODD_UNITS]
+    labels += [axis_label(text, "dex(cm-2)", "column") for text in (r"$\bm{N}$", r"$\nonsense$", "$", "a_b %", "")]
+    with house_style():
+        figure = new_figure(4, 8)
+        for i, label in enumerate(labels):
+            figure.text(0.1, i / len(labels), label)
+        freeze_layout(figure)  # lays out every text
+    assert labels[-5:-3] == [r"column [$\mathrm{dex\left(cm^{-2}\right)}$]"] * 2
+    assert labels[-1] == labels[-4]
+
+
+def test_latex_beyond_mathtext_is_its_name_or_its_source():
+    assert drawable(r"$\text{km}$", "speed") in (r"$\text{km}$", "speed")  # newer versions know it
+    assert drawable(r"$\nonsense$", "speed") == "speed"
+    assert drawable(r"$\nonsense$") == r"\$\nonsense\$"

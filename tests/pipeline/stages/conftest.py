@@ -37,7 +37,7 @@ CASE = {
     "validate": {"simulations": 400, "draws": 100, "proposals": 1_000},
     "compare": {
         "emcee": {"walkers": 24, "steps": 1_500, "burn_in": 200},
-        "nautilus": {"live_points": 400, "effective_draws": 4_000},
+        "nautilus": {"live_points": 200, "effective_draws": 4_000},
         "draws": 2_000,
     },
 }

@@ -74,7 +74,7 @@ def test_a_folder_is_an_observation_and_a_change_in_it_is_seen(run: Run) -> None
 def test_the_hubble_diagram_has_the_supernovae_that_are_there(run: Run) -> None:
     views = predictive_views(run, np.full((300, 1), 0.3), 0)
     assert list(views) == ["Hubble diagram"]
-    top, bottom = views["Hubble diagram"].axes
+    top, bottom = views["Hubble diagram"]().axes
     assert top.get_xscale() == "log"
     np.testing.assert_allclose(bottom.get_lines()[0].get_xdata(), REDSHIFT)
     residual = np.asarray(bottom.get_lines()[0].get_ydata(), dtype=float)

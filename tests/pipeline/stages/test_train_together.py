@@ -24,7 +24,9 @@ from pipeline.stages.run import Run
 from pipeline.stages.simulate import simulate
 from pipeline.stages.train import train
 from pipeline.store import read_key
-from pipeline.training.launch import LAUNCHED
+from pipeline.training.launch import LAUNCHED, launch
+from pipeline.training.processes import Processes
+from pipeline.training.schedule import train_schedule
 from tests.pipeline.stages.conftest import write_case
 
 CASE: dict[str, Any] = {
@@ -101,13 +103,31 @@ def test_one_of_the_processes_holds_the_run_folder(
     assert held == ([] if launched else ["train"])
 
 
-def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     changes = CASE | {"train": CASE["train"] | {"phases": [{"objective": "forward_kl", "steps": 5, "batch": 63}]}}
-    run = of_devices(tmp_path, changes, 2)
+    run = Run(load_case(write_case(tmp_path, changes)), tmp_path / "run")
+    nothing: Any = None  # it is refused before anything is looked at
+    with pytest.raises(InputError, match="a batch of 63 rows cannot be shared evenly by 2 processes"):
+        train_schedule(
+            nothing,
+            case=run.case,
+            phases=run.phases,
+            simulator=run.simulator,
+            prior=run.prior,
+            training=nothing,
+            held_out=nothing,
+            folder=tmp_path / "checkpoints",
+            key="key",
+            processes=Processes(rank=0, world=2),
+        )
+
+
+def test_processes_that_refuse_say_so_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=r"train: process \d of 2 ended with exit code 2"):
-        train(run)
+        launch(["train", str(tmp_path / "none.yaml")], 2, logs=tmp_path / "logs", threads=1)
     said = capfd.readouterr().err
-    assert "error: train: a batch of 63 rows cannot be shared evenly by 2 processes" in said
+    assert "error: " in said
+    assert "none.yaml" in said
     assert "Traceback" not in said
 
 

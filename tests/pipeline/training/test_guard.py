@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pipeline.training.data import training_set
 from pipeline.training.guard import Guard, criterion_of, gap_beside_ess, guard_of, held_out_figures
 from pipeline.training.outcome import PhaseOutcome, Trained
 from pipeline.training.phase import Phase
-from pipeline.training.schedule import _outcome, train_schedule
+from pipeline.training.schedule import train_schedule
 from simulators.priors import IndependentPrior, distribution_from_spec, prior_of, sample
 from simulators.protocol import Data, Observable, Parameter
 
@@ -164,7 +165,10 @@ class Square:
         return Normal(theta[..., 0].square(), NOISE).log_prob(x["x"][:, 0])
 
 
-def trained_on_square(folder: Path, *phases: dict[str, Any], patience: int = 100) -> tuple[Any, Trained]:
+def trained_on_square(
+    folder: Path, *phases: dict[str, Any], patience: int = 100, only_positive: bool = False
+) -> tuple[Any, Trained]:
+    """Train on both modes, or on simulations of one; phases that are finished in `folder` are taken from there."""
     simulator: Any = Square()
     settings = {
         "phases": list(phases),
@@ -173,7 +177,7 @@ def trained_on_square(folder: Path, *phases: dict[str, Any], patience: int = 100
         "check_every": 50,
         "checkpoint_every": 50,
         "average": 0.98,
-        "guard": {"patience": patience},
+        "guard": {"patience": patience, "criterion": "elbo" if only_positive else "auto"},
     }
     case = case_from_values({"simulator": {"name": "linear_gaussian"}, "train": settings}, "test")
     prior = prior_of(simulator)
@@ -184,13 +188,14 @@ def trained_on_square(folder: Path, *phases: dict[str, Any], patience: int = 100
         torch.manual_seed(0)
         network = new_network(case, simulator, 1)
     network.standardize(simulations.theta, simulations.inputs)
+    training = simulations.rows(slice(400, 4000))
     outcome = train_schedule(
         network,
         case=case,
         phases=case.train.phases,
         simulator=simulator,
         prior=prior,
-        training=simulations.rows(slice(400, 4000)),
+        training=training.rows((training.theta[:, 0] > 0).nonzero()[:, 0]) if only_positive else training,
         held_out=simulations.rows(slice(0, 400)),
         folder=folder,
         key="key",
@@ -199,12 +204,32 @@ def trained_on_square(folder: Path, *phases: dict[str, Any], patience: int = 100
 
 
 LEARN = {"objective": "forward_kl", "steps": 100, "batch": 128, "learning_rate": 5e-3}
-LOSE = {"objective": "elbo", "steps": 200, "batch": 128, "learning_rate": 1e-2}
+BOTH = LEARN | {"steps": 150}
+LOSE = {"objective": "forward_kl", "steps": 200, "batch": 128, "learning_rate": 1e-2}
+"""On simulations of one mode, and asked for the ELBO: it loses the other whatever the rounding. An ELBO phase may or may not.
+
+Of ten seeds, two of them with other instruction sets too: forward log q falls by 3.7 to 4.8 (2 asked for), the ELBO gains
+1.4 to 6.8 (0), the ESS fraction ends at 0.63 to 0.80 (0.3); and at no check does the phase pass.
+"""
 
 
-def test_a_phase_that_loses_a_mode_is_rolled_back_although_its_own_figures_shine(tmp_path: Path) -> None:
-    network, trained = trained_on_square(tmp_path / "both", LEARN, LOSE)
-    alone, _ = trained_on_square(tmp_path / "alone", LEARN)
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where phase BOTH is finished."""
+    folder = tmp_path_factory.mktemp("learned")
+    trained_on_square(folder, BOTH)
+    return folder
+
+
+@pytest.fixture
+def folder(learned: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(learned, tmp_path / "checkpoints"))
+
+
+def test_a_phase_that_loses_a_mode_is_rolled_back_although_its_own_figures_shine(learned: Path, folder: Path) -> None:
+    network, trained = trained_on_square(folder, BOTH, LOSE, only_positive=True)
+    before, _ = trained_on_square(learned, BOTH)
     first, second = trained.phases
     assert first.kept
     assert not second.kept
@@ -212,20 +237,27 @@ def test_a_phase_that_loses_a_mode_is_rolled_back_although_its_own_figures_shine
     assert second.after["held_out_ess_fraction"] > 0.3  # and nothing in its weights says what it lost
     assert second.after["held_out_forward_log_q"] < second.before["held_out_forward_log_q"] - 2
     assert "rolled back" in str(second)
-    pairs = zip(network.state_dict().values(), alone.state_dict().values(), strict=True)
+    pairs = zip(network.state_dict().values(), before.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_a_phase_without_hope_ends_early(tmp_path: Path) -> None:
-    _, trained = trained_on_square(tmp_path, LEARN, LOSE | {"steps": 2000}, patience=3)
+def test_a_phase_without_hope_ends_early(folder: Path) -> None:
+    _, trained = trained_on_square(folder, BOTH, LOSE | {"steps": 2000}, patience=3, only_positive=True)
     assert not trained.phases[1].kept
     assert trained.phases[1].steps < 1000
 
 
-def test_a_phase_killed_at_its_early_end_does_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_phase_killed_at_its_early_end_does_not_go_on(
+    learned: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Checkpoint and last check fall on the same step; resumed, nothing is left to do."""
-    _, trained = trained_on_square(tmp_path / "whole", LEARN, LOSE | {"steps": 2000}, patience=3)
+
+    def train(where: Path) -> Trained:
+        return trained_on_square(where, BOTH, LOSE | {"steps": 2000}, patience=3, only_positive=True)[1]
+
+    trained = train(folder)
     last = trained.phases[1].steps
+    killed_at = Path(shutil.copytree(learned, tmp_path / "killed"))
 
     def killed(*arguments: Any) -> None:
         raise KeyboardInterrupt
@@ -233,7 +265,7 @@ def test_a_phase_killed_at_its_early_end_does_not_go_on(tmp_path: Path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.training.schedule._outcome", killed)
         with pytest.raises(KeyboardInterrupt):
-            trained_on_square(tmp_path / "killed", LEARN, patience=3)
+            train(killed_at)
     taken: list[int] = []
     original = Phase.training_step
 
@@ -241,15 +273,8 @@ def test_a_phase_killed_at_its_early_end_does_not_go_on(tmp_path: Path, monkeypa
         taken.append(self.global_step)
         return original(self, batch, batch_idx)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            "pipeline.training.schedule._outcome",
-            lambda module, before: killed() if module.index else _outcome(module, before),
-        )
-        with pytest.raises(KeyboardInterrupt):
-            trained_on_square(tmp_path / "killed", LEARN, LOSE | {"steps": 2000}, patience=3)
     monkeypatch.setattr(Phase, "training_step", counted)
-    _, resumed = trained_on_square(tmp_path / "killed", LEARN, LOSE | {"steps": 2000}, patience=3)
+    resumed = train(killed_at)
     assert taken == []
     assert resumed.phases[1].steps == last
     assert resumed == trained

@@ -154,7 +154,7 @@ def start_job(folder: Path, argv: list[str], requeue: str = "") -> subprocess.Po
     return subprocess.Popen(["bash", str(script)], stdout=subprocess.PIPE, text=True)
 
 
-WAITS = "import signal, sys, time; signal.signal(signal.{}, lambda *_: sys.exit({})); print('ready', flush=True); time.sleep(60)"
+WAITS = "import signal, sys, time; signal.signal(signal.{}, lambda *_: sys.exit({})); print('ready', flush=True); time.sleep(600)"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 143)])
@@ -166,7 +166,7 @@ def test_a_job_passes_signals_on_and_hands_the_exit_code_back(
     while "ready" not in process.stdout.readline():
         pass
     process.send_signal(number)
-    rest, _ = process.communicate(timeout=20)
+    rest, _ = process.communicate(timeout=300)
     assert process.returncode == code
     assert f"ended with exit code {code}" in rest
 
@@ -177,7 +177,7 @@ def test_a_job_that_asks_for_it_is_put_back_into_the_queue(tmp_path: Path, code:
     process = start_job(
         tmp_path, [sys.executable, "-c", f"raise SystemExit({code})"], requeue=f"{{ touch {mark}; false; }}"
     )
-    process.communicate(timeout=20)
+    process.communicate(timeout=300)
     assert process.returncode == code
     assert mark.exists() == requeued
 
@@ -185,7 +185,7 @@ def test_a_job_that_asks_for_it_is_put_back_into_the_queue(tmp_path: Path, code:
 def test_a_jobs_command_is_quoted_and_has_its_threads(tmp_path: Path) -> None:
     odd = 'it\'s "odd" $HOME `x` \\ é {brace}'
     said = f"import os, sys; print(sys.argv[1] == {odd!r}, os.environ['OMP_NUM_THREADS'], os.environ['FROM_SETUP'])"
-    out, _ = start_job(tmp_path, [sys.executable, "-c", said, odd]).communicate(timeout=20)
+    out, _ = start_job(tmp_path, [sys.executable, "-c", said, odd]).communicate(timeout=300)
     assert "True 3 yes" in out
 
 
