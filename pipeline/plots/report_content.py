@@ -137,7 +137,9 @@ class CalibrationReport:
         rows: one a parameter.
         tarp_p_value: Kolmogorov-Smirnov.
         tarp_area: area between expected coverage and credibility above one half.
-        passed: whether no test rejects.
+        passed: whether no test rejects, and no peak of the observation's posterior lies outside the proposal.
+        ranks_uniform: whether no test rejects.
+        verdict: in words, with what it does not cover.
         significance: of all tests together, two a parameter and TARP.
         ess_fraction: median over the simulations, where weights were used.
         note: whose posterior was tested, where theta was drawn from a proposal.
@@ -149,6 +151,8 @@ class CalibrationReport:
     tarp_p_value: float
     tarp_area: float
     passed: bool
+    ranks_uniform: bool
+    verdict: str
     significance: float = 0.01
     ess_fraction: float | None = None
     note: str = ""

@@ -137,6 +137,7 @@ class _Ladder:
         outcomes = [
             replace(o, examined=e, note=joined(o.note, e.note)) for o, e in zip(outcomes, examined, strict=True)
         ]
+        outcomes = [_with_remedy(o, self.posterior) for o in outcomes]
         return check_learned(self.posterior, self.x, outcomes, settings=self.settings, seed=self.seed, index=self.index)
 
     def _amortized(self, condition: Condition) -> tuple[list[WeightedDraws], list[Evidence]]:
@@ -230,6 +231,14 @@ class _Ladder:
                 else:
                     outcomes[n] = _after_sampling(before, sampled, found.get(n), self.settings)
                 advance(1)
+
+
+def _with_remedy(outcome: Outcome, posterior: Posterior) -> Outcome:
+    """What may help an observation that failed, where the simulator can say where its posterior lies."""
+    if outcome.verdict != "failed" or not callable(getattr(posterior.simulator, "pilot", None)):
+        return outcome
+    remedy = "training under a proposal with a box around every peak may mend it: `elboscope propose CONFIG` prints one"
+    return replace(outcome, note=joined(outcome.note, remedy))
 
 
 def _words_of_held(count: float) -> str:

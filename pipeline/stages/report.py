@@ -144,8 +144,8 @@ def _summary(
             f"Two-sample test against {' and '.join(r.side for r in comparison[1:])}{' on the learned likelihood' if inferred.learned else ''}: C2ST at most {worst:.3f} (0.5 is equality)."
         )
     if calibration is not None:
-        word = "Calibrated" if calibration.passed else "NOT calibrated"
-        sentences.append(f"{word} on {calibration.simulations} held-out simulations.")
+        word = calibration.verdict[0].upper() + calibration.verdict[1:]
+        sentences.append(f"{word}: {calibration.simulations} held-out simulations.")
     return tuple(sentences)
 
 
@@ -175,7 +175,7 @@ def _banners(calibration: CalibrationReport | None, inputs: Mapping[str, Path]) 
         values = [p for r in calibration.rows for p in (r.ks_p_value, r.outside_p_value)]
         least = min([*values, calibration.tarp_p_value])
         said.append(
-            f"NOT calibrated on {calibration.simulations} held-out simulations (least p-value {probability(least)} of {len(values) + 1} "
+            f"{calibration.verdict}: {calibration.simulations} held-out simulations (least p-value {probability(least)} of {len(values) + 1} "
             "tests): see the rank plots before using any posterior of this run."
         )
     found = diagnostics_of(inputs["likelihood"]) if "likelihood" in inputs else {"calibrated": True}
@@ -204,6 +204,8 @@ def _warnings(header: dict[str, str], inferred: Inferred, infer: InferSettings) 
         for o in inferred.listed
         if o.certificate.get("surrogate_outside", 0.0) > infer.most_outside
     ]
+    if header.get("learned_nothing"):
+        found.append(f"Training: {header['learned_nothing']}")
     if int(header.get("refused", "0")):
         found.append(
             f"{header['refused']} draws met in training had no finite likelihood or prior: no weight, no gradient."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,7 @@ def calibration_of(run: Run, path: Path | None) -> tuple[CalibrationReport | Non
         theta_draws = torch.from_numpy(group["theta_draws"][:][:, tested])
         ess = float(np.median(group["ess_fraction"][:]))
         under_proposal = group.attrs["tested_posterior"] != "prior"
+        passed, verdict = bool(group.attrs["passed"]), str(group.attrs["verdict"])
     c = calibrate(theta_true, theta_draws, seed=run.case.seed)
     labels = [drawable(p.label, p.name) for p in run.simulator.parameters]
     figures = [
@@ -162,7 +163,8 @@ def calibration_of(run: Run, path: Path | None) -> tuple[CalibrationReport | Non
         )
     if tested.mean() < LEAST_TESTED:
         note += " So many are left out that this says little of the whole population."
-    return _calibration_report(run, c, len(theta_true), ess, note), figures
+    report = _calibration_report(run, c, len(theta_true), ess, note)
+    return replace(report, passed=passed, verdict=verdict), figures
 
 
 def _calibration_report(run: Run, c: Calibration, simulations: int, ess: float, note: str) -> CalibrationReport:
@@ -186,6 +188,8 @@ def _calibration_report(run: Run, c: Calibration, simulations: int, ess: float, 
         tarp_p_value=c.tarp.p_value,
         tarp_area=c.tarp.area_to_curve,
         passed=c.passed,
+        ranks_uniform=c.passed,
+        verdict="calibrated" if c.passed else "NOT calibrated",
         ess_fraction=ess if np.isfinite(ess) else None,
         note=note,
     )

@@ -53,7 +53,7 @@ def content(good) -> ReportContent:
             ),
         ),
         calibration=CalibrationReport(
-            500, 400, (CalibrationRow("logk1", "", 0.67, 4, 0.31, 0.49, 0.91),), 0.45, -0.01, True
+            500, 400, (CalibrationRow("logk1", "", 0.67, 4, 0.31, 0.49, 0.91),), 0.45, -0.01, True, True, "calibrated"
         ),
         phases=(
             PhaseRow("forward_kl", 6000, 2e-3, -4.98, -104.2, 0.61, True),
