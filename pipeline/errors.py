@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import traceback
 
+from simulators.errors import InputError
 
-class InputError(ValueError):
-    """Bad configuration, file or argument. Commands print it as one line and end with exit code 2."""
+__all__ = ["InputError", "simulator_fault"]
 
 
 def simulator_fault(error: Exception) -> str | None:
