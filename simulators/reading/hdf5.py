@@ -122,7 +122,7 @@ def _check(path: Path, *, depth: int = 0) -> None:
         try:
             _check(source, depth=depth + 1)
         except InputError as error:
-            raise InputError(f"{path}: takes numbers from {error}") from None
+            raise InputError(f"{path}: damaged: it takes numbers from {error}") from None
 
 
 @lru_cache(maxsize=4096)
@@ -179,7 +179,7 @@ def _sources(path: Path, sources: Mapping[str, str]) -> list[Path]:
     missing = [text for text, source in found.items() if not source.is_file()]
     if missing:
         raise InputError(
-            f"{path}: {len(missing)} of its {len(found)} shards are missing, the first {missing[0]}: bring the file "
-            "here, or, for a shard of a run, run `elboscope simulate` again"
+            f"{path}: {len(missing)} of its {len(found)} shards are missing, the first {Path(missing[0]).name}; "
+            "run `elboscope simulate` again, or put the files that a virtual dataset names where it names them"
         )
     return list(found.values())
