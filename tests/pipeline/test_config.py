@@ -158,8 +158,8 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x80")
     for path, message in (
-        (tmp_path / "none.yaml", "No such file"),
-        (tmp_path, "Is a directory"),
+        (tmp_path / "none.yaml", "no such file"),
+        (tmp_path, "is a folder"),
         (binary, "not UTF-8 text"),
     ):
         with pytest.raises(InputError, match=message) as error:
@@ -233,7 +233,7 @@ def test_a_later_override_wins_and_a_null_block_is_filled() -> None:
         ("train.phases.2.steps=5", "--set train.phases.2.steps=5: train.phases has entries 0 to 0, not '2'"),
         ("train.phases.first.steps=5", "train.phases has entries 0 to 0, not 'first'"),
         ("train.phases.-1.steps=5", "train.phases has entries 0 to 0, not '-1'"),
-        ("seed=[1", "--set seed=[1: the value is not valid YAML"),
+        ("seed=[1", "--set seed=[1: not valid YAML at line 1, column 3"),
         ("train.stpes=500", "unknown key 'train.stpes'; did you mean 'train.steps'?"),
         ("train.steps=many", "train.steps: Input should be a valid integer"),
     ],
