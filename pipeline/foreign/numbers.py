@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError
 from pipeline.foreign.fields import Field, ForeignFile
 from simulators.protocol import Observable
+from simulators.reading.words import as_numbers
 from simulators.units import check_unit, conversion_factor, parse_unit
 
 BRACKET = re.compile(r"(?P<name>.*[^\[\s])\s*\[(?P<unit>[^\[\]]*)\]")
@@ -118,7 +119,7 @@ def field_numbers(
     name = f"{where}: {field.name}"
     factor = 1.0 if codes else _factor(field, want, observable, name)
     if field.ragged:
-        rows = [np.asarray(row, dtype=np.float64).ravel() for row in field.values]
+        rows = [_row(row, f"{name}, row {place}") for place, row in enumerate(field.values, start=1)]
         return Numbers(field.name, np.concatenate(rows) * factor, True, np.array([len(row) for row in rows]))
     if codes or field.is_text:
         values = _coded(field, codes, name)
@@ -127,6 +128,12 @@ def field_numbers(
     if field.masked is not None:
         values[field.masked] = np.nan
     return Numbers(field.name, values * factor, field.by_row)
+
+
+def _row(values: NDArray, where: str) -> NDArray[np.float64]:
+    if np.asarray(values).dtype.kind not in "biuf":
+        raise InputError(f"{where}: expected numbers, got {np.asarray(values).dtype}")
+    return np.asarray(values, dtype=np.float64).ravel()
 
 
 def _factor(field: Field, want: Wanted, observable: Observable, name: str) -> float:
@@ -154,23 +161,22 @@ def _factor(field: Field, want: Wanted, observable: Observable, name: str) -> fl
 
 
 def _coded(field: Field, codes: Sequence[str], name: str) -> NDArray[np.float64]:
-    """Text as numbers: by its place in `codes`, or as it reads."""
+    """Text as numbers: by its place in `codes`, or as it reads; NaN where it is missing."""
     text = field.values.astype(str)
+    words = [word.strip() for word in text.ravel().tolist()]
+    gone = np.zeros(text.shape, dtype=bool) if field.masked is None else field.masked
     if codes:
-        table: Mapping[str, float] = {code: float(i) for i, code in enumerate(codes)}
-        unknown = sorted(set(text.ravel().tolist()) - set(table))
+        table: Mapping[str, float] = {code: float(i) for i, code in enumerate(codes)} | {"": np.nan}
+        unknown = sorted(set(words) - set(table))
         if unknown:
-            raise InputError(f"{name}: {unknown[0]!r} is not among the codes {', '.join(codes)}")
-        return np.vectorize(table.__getitem__, otypes=[np.float64])(text)
-    try:
-        return text.astype(np.float64)
-    except ValueError:
-        pass
-    for row, word in enumerate(text.ravel().tolist(), start=1):
-        try:
-            float(word)
-        except ValueError:
-            hint = f"; for a column of labels give --codes NAME={','.join(sorted(set(text.ravel().tolist()))[:5])}"
-            few = len(set(text.ravel().tolist())) <= 20
-            raise InputError(f"{name}, row {row}: expected a number, got {word!r}{hint if few else ''}") from None
-    raise InputError(f"{name}: expected numbers, got {field.values.dtype}")
+            raise InputError(f"{name}: {unknown[0][:80]!r} is not among the codes {', '.join(codes)}")
+        return np.array([table[word] for word in words]).reshape(text.shape)
+    if field.values.dtype.kind not in "UO":
+        raise InputError(f"{name}: expected numbers, got {field.values.dtype}")
+    present = [word for word, missing in zip(words, gone.ravel().tolist(), strict=True) if not missing]
+    numbers, wrong = as_numbers(["" if missing else word for word, missing in zip(words, gone.ravel(), strict=True)])
+    if wrong is not None:
+        labels = sorted(set(present))
+        hint = f"; for a column of labels give --codes NAME={','.join(labels[:5])}" if len(labels) <= 20 else ""
+        raise InputError(f"{name}, row {wrong + 1}: expected a number, got {words[wrong][:80]!r}{hint}")
+    return numbers.reshape(text.shape)
