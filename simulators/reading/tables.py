@@ -212,9 +212,8 @@ def _by_astropy(text: str, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return Table.read(
-                text.split("\n"), **options
-            )  # a list: astropy takes text for the name of a file, or a URL
+            lines = text.rstrip("\n").split("\n")  # as one text it may be a file's name to astropy, or a URL
+            return Table.read(lines, **options)
         except Exception as error:
             if "guess" not in str(error):
                 raise
