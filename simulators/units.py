@@ -38,13 +38,19 @@ def conversion_factor(unit_from: str, unit_to: str, what: str) -> float:
     1000.0
 
     Raises:
-        ValueError: the units are not of the same physical kind, or related by more than a factor.
+        ValueError: the units are not of the same physical kind, or related by more than a factor: 20 mag(AB) is 3.6e-5 Jy,
+            but no factor takes errors and differences along.
     """
     from astropy import units
 
     check_unit(unit_from, what)
     try:
-        factor: Any = units.Unit(unit_from).to(units.Unit(unit_to))
-        return float(factor)
-    except units.UnitConversionError:
+        converted: Any = [units.Unit(unit_from).to(units.Unit(unit_to), value) for value in (1.0, 2.0, 4.0)]
+        one, two, four = map(float, converted)
+    except (units.UnitConversionError, units.UnitTypeError):
         raise ValueError(f"{what}: unit {unit_from!r} cannot be converted to {unit_to!r}") from None
+    if one == 0 or two != 2 * one or four != 4 * one:
+        raise ValueError(
+            f"{what}: {unit_from!r} is not {unit_to!r} times a factor: convert the values, and their errors, yourself"
+        )
+    return one

@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.foreign.fields import Field, ForeignFile
-from simulators.reading.bounds import NUMBER_BYTES, need_room, read_text, reading
-from simulators.reading.words import as_number
+from simulators.reading.bounds import NUMBER_BYTES, need_room, reading
+from simulators.reading.words import number_rows
 
-COMMENTS = ("#", "%")
-"""What a line of text that is no data begins with."""
 ARRAY = b"\x93NUMPY"
 
 
@@ -95,24 +93,6 @@ def read_numbers(path: Path) -> NDArray[np.float64]:
             f"{path}: not rows of numbers (of {min(widths, default=0)} to {max(widths, default=0)} numbers)"
         )
     return numbers if widths == {1} else numbers.reshape(len(rows), -1)
-
-
-def number_rows(path: Path) -> list[list[float]]:
-    """The numbers of each line of a text file that is no comment.
-
-    Raises:
-        InputError: a word that is no number.
-    """
-    rows: list[list[float]] = []
-    for place, line in enumerate(read_text(path).split("\n"), start=1):
-        words = [] if line.lstrip().startswith(COMMENTS) else line.split("#")[0].split()
-        numbers = [as_number(word) for word in words]
-        if None in numbers:
-            wrong = words[numbers.index(None)]
-            raise InputError(f"{path}: not rows of numbers (line {place}: {wrong[:80]!r} is no number)")
-        if words:
-            rows.append([number for number in numbers if number is not None])
-    return rows
 
 
 def _square(numbers: NDArray[np.float64]) -> NDArray[np.float64] | None:

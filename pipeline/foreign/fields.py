@@ -46,6 +46,12 @@ class Field:
         return self.values.dtype == object and self.values.size > 0 and isinstance(self.values.flat[0], np.ndarray)
 
     @property
+    def labels(self) -> list[str]:
+        """Entries as text, as they are written where the file is text: 007 is not 7."""
+        source = self.values if self.words is None else self.words
+        return [str(value).strip() for value in source.ravel().tolist()]
+
+    @property
     def is_text(self) -> bool:
         """Text, or what can only be shown as such."""
         return self.values.dtype.kind not in "biuf" and not self.ragged

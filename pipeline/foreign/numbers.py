@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -117,7 +117,8 @@ def field_numbers(
 ) -> Numbers:
     """One array as numbers in the observable's unit; NaN where it is missing."""
     name = f"{where}: {field.name}"
-    factor = 1.0 if codes else _factor(field, want, observable, name)
+    inverse = None if codes else _inverse_unit(field, want, observable)
+    factor = 1.0 if codes else _factor(field, want, replace(observable, unit=inverse or observable.unit), name)
     if field.ragged:
         rows = [_row(row, f"{name}, row {place}") for place, row in enumerate(field.values, start=1)]
         return Numbers(field.name, np.concatenate(rows) * factor, True, np.array([len(row) for row in rows]))
@@ -127,7 +128,33 @@ def field_numbers(
         values = np.array(field.values, dtype=np.float64)
     if field.masked is not None:
         values[field.masked] = np.nan
-    return Numbers(field.name, values * factor, field.by_row)
+    values = values * factor
+    return Numbers(field.name, _inverted(values, name) if inverse else values, field.by_row)
+
+
+def _inverse_unit(field: Field, want: Wanted, observable: Observable) -> str | None:
+    """1 / mag2 for a covariance in mag2 whose inverse is given, as the unit of the file or of the command says."""
+    shape = observable.shape
+    unit, wanted = parse_unit(want.unit if want.unit is not None else field.unit or ""), parse_unit(observable.unit)
+    if len(shape) != 2 or shape[0] != shape[1] or unit is None or hasattr(wanted, "physical_unit"):
+        return None
+    inverse = wanted**-1
+    return inverse.to_string() if unit.is_equivalent(inverse) and not unit.is_equivalent(wanted) else None
+
+
+def _inverted(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
+    """The inverse of each matrix (..., M, M).
+
+    Raises:
+        InputError: not square, or singular.
+    """
+    try:
+        inverse: NDArray[np.float64] = np.linalg.inv(values).astype(np.float64)
+    except np.linalg.LinAlgError:
+        inverse = np.full(values.shape, np.nan)
+    if not np.isfinite(inverse).all():
+        raise InputError(f"{name}: an inverse covariance of shape {values.shape} that cannot be inverted")
+    return (inverse + inverse.swapaxes(-1, -2)) / 2
 
 
 def _row(values: NDArray, where: str) -> NDArray[np.float64]:

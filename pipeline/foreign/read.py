@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.foreign.arrays import ARRAY, COMMENTS, read_numbers, read_numpy
+from pipeline.foreign.arrays import ARRAY, read_numbers, read_numpy
 from pipeline.foreign.fields import Field, ForeignFile, listed
 from pipeline.foreign.fits import read_fits_file
 from pipeline.foreign.hdf5 import read_hdf5
@@ -19,7 +19,7 @@ from pipeline.foreign.tables import read_text
 from pipeline.foreign.votable import read_votable
 from simulators.reading.bounds import need_regular, reading
 from simulators.reading.bounds import read_text as text_of
-from simulators.reading.words import as_number
+from simulators.reading.words import COMMENTS, as_number
 
 HEAD = 2048
 ARCHIVE = b"PK\x03\x04"

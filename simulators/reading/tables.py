@@ -101,6 +101,8 @@ def read_text_table(path: Path) -> TextTable:
         return _cells_of_ecsv(ecsv_table(path, text))
     body = [line for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]
     comments = [line.strip().lstrip("# ") for line in text.split("\n") if line.lstrip().startswith("#")]
+    if not body:
+        raise InputError(f"{path}: has no rows")
     delimiter = _delimiter(path, body)
     with reading(path, READABLE):
         if delimiter is None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from simulators.errors import InputError
+from simulators.reading.bounds import read_text
 
 NUMBER = re.compile(
     r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|nan|NaN|NAN|inf|Inf|INF|infinity|Infinity)"
 )
 """Python's float also reads 1_5 as 15, and digits of other scripts."""
+COMMENTS = ("#", "%")
+"""What a line of text that is no data begins with."""
 PADDED = re.compile(r"[+-]?0[0-9]+")
 """007: a number to some, an identifier to others."""
 
@@ -56,3 +62,21 @@ def as_values(words: NDArray[np.str_]) -> NDArray:
     if len(filled) == len(words) and all(word.lstrip("+-").isdigit() and len(word) < 19 for word in filled):
         return np.array([int(word) for word in filled], dtype=np.int64)
     return as_numbers(words)[0]
+
+
+def number_rows(path: Path) -> list[list[float]]:
+    """The numbers of each line of a text file that is no comment.
+
+    Raises:
+        InputError: a word that is no number.
+    """
+    rows: list[list[float]] = []
+    for place, line in enumerate(read_text(path).split("\n"), start=1):
+        words = [] if line.lstrip().startswith(COMMENTS) else line.split("#")[0].split()
+        numbers = [as_number(word) for word in words]
+        if None in numbers:
+            wrong = words[numbers.index(None)]
+            raise InputError(f"{path}: not rows of numbers (line {place}: {wrong[:80]!r} is no number)")
+        if words:
+            rows.append([number for number in numbers if number is not None])
+    return rows

@@ -64,7 +64,7 @@ def test_pantheon_in_both_forms(reference: Path) -> None:
         (TABLE.replace("0.5 ", "-0.5 "), SYSTEMATIC, "redshifts must be positive"),
         (TABLE.replace("0.5 ", "half "), SYSTEMATIC, "expected numbers"),
         (TABLE.replace(" dmb", " x"), SYSTEMATIC, "no column dmb"),
-        (TABLE.splitlines()[0] + "\n", SYSTEMATIC, "no column zcmb"),
+        (TABLE.splitlines()[0] + "\n", SYSTEMATIC, "has no rows"),
         (TABLE, "2 1 2 3 4 5", "expected a covariance of 2 supernovae, 4 numbers, got 6"),
         (TABLE, "2 1 0.5 0.4 1", "not symmetric"),
         (TABLE, "0.01 0.5 0.5 0.01", "not positive definite"),
@@ -93,5 +93,5 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not an HDF5 file"):
         read_supernovae(tmp_path / "bad.h5")
     (tmp_path / "words.txt").write_text("one two")
-    with pytest.raises(ValueError, match="got 0 numbers|not a covariance"):
+    with pytest.raises(ValueError, match="not rows of numbers .line 1: 'one' is no number"):
         read_covariance(tmp_path / "words.txt", 2)
