@@ -17,8 +17,11 @@ from pipeline.foreign.numbers import Numbers, Wanted, field_numbers, numbers_of,
 from pipeline.foreign.read import read_array
 from pipeline.ingest_settings import IngestSettings
 from simulators.protocol import Observable
+from simulators.reading.bounds import need_room
 from simulators.reading.tables import COMPRESSED
 
+ROW_BYTES = 256
+"""Of an observation, for its identifier and its places in tables; a bound on rows of which thousands fit into a byte."""
 DIAGONAL = "_diagonal"
 """What the name of an observable gets for the errors on its diagonal."""
 
@@ -228,6 +231,7 @@ def _identifiers(file: ForeignFile, name: str | None, count: int, points: Groupi
         name = own.name  # our own layout
     if name is None:
         stem = _stem(file.path)
+        need_room(file.path, count * ROW_BYTES, what=f"{count} observations")
         return (stem,) if count == 1 else tuple(f"{stem}-{row}" for row in range(1, count + 1))
     labels = _labels(file, name, len(file.get(name).values))
     if points is None:

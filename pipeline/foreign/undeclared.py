@@ -46,7 +46,11 @@ def observables_of(
         first = fields[0]
         dtype = "float32" if all(_is_single(field) for field in fields) else "float64"
         role = "context" if first.context else "data"
-        observables.append(Observable(name, shape, _unit(files[0], first, want), role, dtype, label=name))
+        observables.append(
+            Observable(
+                name, shape, "" if name in settings.codes else _unit(files[0], first, want), role, dtype, label=name
+            )
+        )
     if uneven:
         points = max(o.shape[0] for o in observables if o.shape)
         observables.append(Observable(MASK, (points,), role="context"))
@@ -61,13 +65,17 @@ def _is_single(field: Field) -> bool:
 def _all_columns(file: ForeignFile, settings: IngestSettings) -> dict[str, str]:
     """Every array of numbers under a name of its own; single numbers of HDF5, which are no arrays, where they have a unit.
 
+    Text with a unit is meant to be numbers, and is refused where it is none.
+
     Raises:
         InputError: two of one name, or none at all.
     """
     fields = [
         f
         for f in file.fields
-        if not f.is_text and f.name not in (settings.id, settings.group) and (f.values.ndim or f.unit is not None)
+        if (f.unit or not f.is_text)
+        and f.name not in (settings.id, settings.group)
+        and (f.values.ndim or f.unit is not None)
     ]
     for f in fields:
         file.get(f.name)

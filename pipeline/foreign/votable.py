@@ -15,9 +15,11 @@ import numpy as np
 from pipeline.errors import InputError
 from pipeline.foreign.fields import Field, ForeignFile
 from pipeline.foreign.tables import declared, plain_values, simple_meta
-from simulators.reading.bounds import NUMBER_BYTES, need_room, read_bytes, reading
+from simulators.reading.bounds import NUMBER_BYTES, WORD_BYTES, need_room, read_bytes, reading
 
 NUMERIC = ("short", "int", "long", "float", "double", "unsignedByte")
+FIELD_BYTES = 2000
+"""Of the description of a column."""
 AT_LEAST = 32
 """Rows for which there must be room: astropy begins with 256."""
 ONLY_PYTHON = re.compile(r"_|[^\x00-\x7f]")
@@ -34,6 +36,7 @@ def read_votable(path: Path) -> ForeignFile:
     from astropy.io.votable import exceptions
 
     data = read_bytes(path)
+    need_room(path, data.count(b"<") * WORD_BYTES, what=f"its {data.count(b'<')} elements")
     with reading(path, "a VOTable that astropy reads"):
         _Look(path, len(data)).through(data)
         with warnings.catch_warnings():
@@ -75,6 +78,7 @@ class _Look:
         self._numeric: list[bool] = []
         self._elements = 0
         self._rows = 0
+        self._described = 0
         self._declared = ""
         self._cell = -1
         self._text: list[str] | None = None
@@ -108,11 +112,15 @@ class _Look:
             sizes = [int(n) for n in re.findall(r"[0-9]+", attributes.get("arraysize", "1"))]
             self._elements += math.prod(sizes) if "*" not in attributes.get("arraysize", "") else 1
             self._numeric.append(attributes.get("datatype", "") in NUMERIC)
+            self._described += 1
+            need_room(self._path, self._described * FIELD_BYTES, self._size, what=f"{self._described} columns")
             need_room(self._path, self._elements * NUMBER_BYTES * AT_LEAST, self._size, what="a table of such rows")
         elif name == "TR":
             self._cell = -1
             self._rows += 1
-            need_room(self._path, self._rows * self._elements * NUMBER_BYTES, self._size, what=f"{self._rows} rows")
+            need_room(
+                self._path, self._rows * max(1, self._elements) * WORD_BYTES, self._size, what=f"{self._rows} rows"
+            )
         elif name == "TD":
             self._cell += 1
             numeric = self._cell < len(self._numeric) and self._numeric[self._cell]

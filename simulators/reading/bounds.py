@@ -11,16 +11,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from simulators.errors import InputError
 
 MOST = "ELBOSCOPE_MOST_GB"
 """Environment variable: gigabytes (1e9 bytes) that a file may take in memory, whatever its size on disk."""
+TRUSTED = f"if you trust the file, set {MOST} to the gigabytes that it may take"
 EXPANSION = 50
 """Bytes in memory for each on disk without that variable. Compressed images and catalogues take 2 to 20, sparse maps 40."""
 ALWAYS = 64_000_000
 """Bytes that the smallest file may take."""
 NUMBER_BYTES = 8
 """Of each element, at the least: whatever its type in the file, ingest holds it as float64."""
+WORD_BYTES = 64
+"""Of each word of text: Python holds it as an object of its own."""
 
 GZIP, BZIP2, XZ = b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\x00"
 XZ_MEMORY = 128_000_000
@@ -57,7 +62,7 @@ def need_room(path: Path, declared: float, size: float | None = None, *, what: s
     if declared > most:
         raise InputError(
             f"{path}: {what} would take {_amount(declared)} in memory, over the bound of {_amount(most)} for "
-            f"{_amount(size)} on disk; if you trust the file, set {MOST} to the gigabytes that it may take"
+            f"{_amount(size)} on disk; {TRUSTED}"
         )
 
 
@@ -93,7 +98,7 @@ def need_regular(path: Path) -> None:
         said = "no such file" if missing else str(getattr(error, "strerror", None) or error).lower()
         raise InputError(f"{path}: {said}") from None
     if not stat.S_ISREG(kind):
-        raise InputError(f"{path}: {'is a folder' if stat.S_ISDIR(kind) else 'not a regular file: write it to disk'}")
+        raise InputError(f"{path}: {'is a directory' if stat.S_ISDIR(kind) else 'not a regular file: write it to disk'}")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -121,7 +126,10 @@ def read_bytes(path: Path) -> bytes:
         else:
             with (gzip if data.startswith(GZIP) else bz2).open(path) as file:
                 unpacked = file.read(most + 1)
-    need_room(path, len(unpacked), size, what="unpacked, it")
+    if len(unpacked) > most:
+        raise InputError(
+            f"{path}: unpacks to more than the bound of {_amount(most)} for {_amount(size)} on disk; {TRUSTED}"
+        )
     return unpacked
 
 
@@ -141,3 +149,11 @@ def as_text(path: Path, data: bytes) -> str:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def need_words(path: Path, text: str) -> None:
+    """Raise InputError where a text has more words than a file of its size may: a gigabyte of `1,1,1` packs into one MB."""
+    codes = np.frombuffer(text.encode("utf-8"), np.uint8)
+    blank = codes <= ord(" ")
+    words = np.count_nonzero(~blank[1:] & blank[:-1]) + np.count_nonzero((codes == ord(",")) | (codes == ord(";")))
+    need_room(path, (int(words) + 1) * WORD_BYTES, what=f"its {words} words")

@@ -18,6 +18,8 @@ from simulators.reading.bounds import NUMBER_BYTES, need_room, read_bytes, readi
 from simulators.reading.fits_columns import FitsColumn, ascii_columns, binary_columns, scaled
 
 PIXELS = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+BLOCK, HDU_BYTES = 2880, 100_000
+"""Of a file; and what astropy takes for a header."""
 ALL_ONES = 0xFFFFFFFF
 CARDS = ("COMMENT", "HISTORY", "")
 
@@ -62,6 +64,9 @@ def read_fits(path: Path) -> FitsFile:
     from astropy.io import fits
 
     data = read_bytes(path)
+    blocks = np.frombuffer(data, np.uint8, len(data) // BLOCK * BLOCK).reshape(-1, BLOCK)
+    count = int((blocks[:, :9] == np.frombuffer(b"XTENSION=", np.uint8)).all(axis=1).sum())
+    need_room(path, count * HDU_BYTES, what=f"its {count} extensions")
     tables: list[FitsTable] = []
     images: list[FitsImage] = []
     with warnings.catch_warnings(), reading(path, "a FITS file that astropy reads"):

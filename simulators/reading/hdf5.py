@@ -138,12 +138,16 @@ def _inventory(path: Path, modified_ns: int, size: int, inode: int) -> Inventory
         if isinstance(item, h5py.Dataset):
             datasets[name] = item
 
-    def refuse(name: str, link: Any) -> None:
+    elsewhere: dict[str, str] = {}
+
+    def follow(name: str, link: Any) -> None:
         if isinstance(link, h5py.ExternalLink):
-            raise InputError(f"{path}: {name} is a link to another file, {link.filename}: copy its data into this one")
+            elsewhere[name] = str(link.filename)
 
     with _opened(path, None) as file:
-        file.visititems_links(refuse)
+        file.visititems_links(follow)
+        for name, other in elsewhere.items():
+            raise InputError(f"{path}: {name} is a link to another file, {other}: copy its data into this one")
         file.visititems(keep)
         sources: dict[str, str] = {}
         for name, dataset in datasets.items():

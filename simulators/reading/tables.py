@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulators.errors import InputError
-from simulators.reading.bounds import as_text, read_bytes, reading
+from simulators.reading.bounds import need_words, read_text, reading
 from simulators.reading.words import NUMBER, as_number, as_numbers
 from simulators.reading.yaml_text import check_yaml
 from simulators.units import conversion_factor, parse_unit
@@ -96,7 +96,8 @@ def read_text_table(path: Path) -> TextTable:
     Raises:
         InputError: not text, or no table in it.
     """
-    text = as_text(path, read_bytes(path))
+    text = read_text(path)
+    need_words(path, text)
     if text.lstrip("\n").startswith(ECSV):
         return _cells_of_ecsv(ecsv_table(path, text))
     body = [line for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]
@@ -229,7 +230,9 @@ def ecsv_table(path: Path, text: str | None = None) -> Any:
     Raises:
         InputError: its header is no YAML within bounds, a name comes twice, or a number is none.
     """
-    text = as_text(path, read_bytes(path)) if text is None else text
+    if text is None:
+        text = read_text(path)
+        need_words(path, text)
     lines = [line for line in text.split("\n") if line.strip()]
     header = [line.lstrip("#")[1:] for line in lines if line.startswith("#")][1:]
     check_yaml("\n".join(header), str(path))

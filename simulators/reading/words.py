@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulators.errors import InputError
-from simulators.reading.bounds import read_text
+from simulators.reading.bounds import need_words, read_text
 
 NUMBER = re.compile(
     r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|nan|NaN|NAN|inf|Inf|INF|infinity|Infinity)"
@@ -70,8 +70,10 @@ def number_rows(path: Path) -> list[list[float]]:
     Raises:
         InputError: a word that is no number.
     """
+    text = read_text(path)
+    need_words(path, text)
     rows: list[list[float]] = []
-    for place, line in enumerate(read_text(path).split("\n"), start=1):
+    for place, line in enumerate(text.split("\n"), start=1):
         words = [] if line.lstrip().startswith(COMMENTS) else line.split("#")[0].split()
         numbers = [as_number(word) for word in words]
         if None in numbers:

@@ -98,7 +98,8 @@ def _read(text: str, source: str, *, construct: bool) -> Any:
         raise InputError(f"{source}: not valid YAML: more than {DEEPEST} blocks within each other") from None
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         # what PyYAML lets through: a date such as 2020-99-99, an integer of 5,000 digits, !!bool x, !!int without a value
-        raise InputError(f"{source}: not valid YAML: {reason(error)}") from None
+        said = f"a value that its tag does not allow, {error}" if isinstance(error, KeyError) else reason(error)
+        raise InputError(f"{source}: not valid YAML: {said}") from None
 
 
 def write_yaml(values: Any) -> str:

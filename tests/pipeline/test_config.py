@@ -159,7 +159,7 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x80")
     for path, message in (
         (tmp_path / "none.yaml", "no such file"),
-        (tmp_path, "is a folder"),
+        (tmp_path, "is a directory"),
         (binary, "not UTF-8 text"),
     ):
         with pytest.raises(InputError, match=message) as error:
