@@ -17,11 +17,9 @@ from pipeline.foreign.numbers import Numbers, Wanted, field_numbers, numbers_of,
 from pipeline.foreign.read import read_array
 from pipeline.ingest_settings import IngestSettings
 from simulators.protocol import Observable
-from simulators.reading.bounds import need_room
+from simulators.reading.bounds import ROW_BYTES, need_room
 from simulators.reading.tables import COMPRESSED
 
-ROW_BYTES = 256
-"""Of an observation, for its identifier and its places in tables; a bound on rows of which thousands fit into a byte."""
 DIAGONAL = "_diagonal"
 """What the name of an observable gets for the errors on its diagonal."""
 

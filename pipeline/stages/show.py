@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-from h5py import h5o
+from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
 from rich.console import Console
 from rich.tree import Tree
 

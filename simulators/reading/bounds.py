@@ -26,6 +26,8 @@ NUMBER_BYTES = 8
 """Of each element, at the least: whatever its type in the file, ingest holds it as float64."""
 WORD_BYTES = 64
 """Of each word of text: Python holds it as an object of its own."""
+ROW_BYTES = 256
+"""Of an observation, for its identifier and its places in tables."""
 
 GZIP, BZIP2, XZ = b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\x00"
 XZ_MEMORY = 128_000_000
@@ -155,5 +157,6 @@ def need_words(path: Path, text: str) -> None:
     """Raise InputError where a text has more words than a file of its size may: a gigabyte of `1,1,1` packs into one MB."""
     codes = np.frombuffer(text.encode("utf-8"), np.uint8)
     blank = codes <= ord(" ")
-    words = np.count_nonzero(~blank[1:] & blank[:-1]) + np.count_nonzero((codes == ord(",")) | (codes == ord(";")))
-    need_room(path, (int(words) + 1) * WORD_BYTES, what=f"its {words} words")
+    separators = np.count_nonzero((codes == ord(",")) | (codes == ord(";")))
+    words = 1 + int(np.count_nonzero(~blank[1:] & blank[:-1]) + separators)
+    need_room(path, words * WORD_BYTES, what=f"its {words} words")
