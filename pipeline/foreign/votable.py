@@ -45,7 +45,7 @@ def read_votable(path: Path) -> ForeignFile:
             )  # deviations from the standard; a unit that astropy does not know is said later
             for category in (exceptions.W46, exceptions.W51):  # text or a number cut to what its type holds
                 warnings.filterwarnings("error", category=category)
-            tables = list(votable.parse(io.BytesIO(data), verify="ignore", filename=str(path)).iter_tables())
+            tables = list(votable.parse(io.BytesIO(data), verify="warn", filename=str(path)).iter_tables())
             fields = [_fields(table, number, several=len(tables) > 1) for number, table in enumerate(tables)]
         meta: dict[str, str] = {}
         for table in tables:

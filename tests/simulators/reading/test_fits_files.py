@@ -116,7 +116,10 @@ def test_text_logical_bits_and_complex(tmp_path: Path) -> None:
 
 
 def test_ascii_tables_compare_nulls_as_text(tmp_path: Path) -> None:
-    columns = [fits.Column("y", "F8.3", array=[1.5, 2.5, 3.5], null="-9"), fits.Column("n", "A3", array=["a", "b", "c"])]
+    columns = [
+        fits.Column("y", "F8.3", array=[1.5, 2.5, 3.5], null="-9"),
+        fits.Column("n", "A3", array=["a", "b", "c"]),
+    ]
     fits.HDUList([fits.PrimaryHDU(), fits.TableHDU.from_columns(columns)]).writeto(tmp_path / "a.fits")
     raw = (tmp_path / "a.fits").read_bytes()
     (tmp_path / "a.fits").write_bytes(raw.replace(b"   2.500", b"-9      "))

@@ -20,7 +20,24 @@ def test_numbers_are_those_of_everybody(word: str) -> None:
 
 @pytest.mark.parametrize(
     "word",
-    ["1_5", "1e", "e5", "0x10", "1,5", "1,234.5", "1 234", "１５", "٣", "1.5D3", "nan(0)", "-1.#IND", "NA", "--", "", "1+1"],
+    [
+        "1_5",
+        "1e",
+        "e5",
+        "0x10",
+        "1,5",
+        "1,234.5",
+        "1 234",
+        "１５",
+        "٣",
+        "1.5D3",
+        "nan(0)",
+        "-1.#IND",
+        "NA",
+        "--",
+        "",
+        "1+1",
+    ],
 )
 def test_what_only_some_read_as_a_number_is_none(word: str) -> None:
     assert as_number(word) is None

@@ -85,5 +85,15 @@ def test_aliases_and_merge_keys_are_counted_before_they_are_written_out(merge: b
 
 
 def test_what_is_written_is_read_back() -> None:
-    values = {"name": "1e5", "a": "0100", "b": "1:30", "c": 1e-5, "d": "12", "e": True, "f": "yes", "g": [1.5, None], "h": "1_000"}
+    values = {
+        "name": "1e5",
+        "a": "0100",
+        "b": "1:30",
+        "c": 1e-5,
+        "d": "12",
+        "e": True,
+        "f": "yes",
+        "g": [1.5, None],
+        "h": "1_000",
+    }
     assert read_yaml(write_yaml(values), "f") == values
