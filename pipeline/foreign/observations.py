@@ -19,6 +19,7 @@ from pipeline.ingest_settings import IngestSettings
 from simulators.protocol import Observable
 from simulators.reading.bounds import ROW_BYTES, need_room
 from simulators.reading.tables import COMPRESSED
+from simulators.units import parse_unit
 
 DIAGONAL = "_diagonal"
 """What the name of an observable gets for the errors on its diagonal."""
@@ -78,9 +79,7 @@ def plan(observables: Sequence[Observable], settings: IngestSettings) -> Plan:
 
 def _root(unit: str) -> str:
     """The unit whose square is `unit`."""
-    from astropy import units
-
-    return (units.Unit(unit) ** 0.5).to_string() if unit else ""
+    return (parse_unit(unit) ** 0.5).to_string() if unit else ""
 
 
 def array_files(settings: IngestSettings) -> dict[str, tuple[Path, Wanted]]:

@@ -100,7 +100,9 @@ def need_regular(path: Path) -> None:
         said = "no such file" if missing else str(getattr(error, "strerror", None) or error).lower()
         raise InputError(f"{path}: {said}") from None
     if not stat.S_ISREG(kind):
-        raise InputError(f"{path}: {'is a directory' if stat.S_ISDIR(kind) else 'not a regular file: write it to disk'}")
+        raise InputError(
+            f"{path}: {'is a directory' if stat.S_ISDIR(kind) else 'not a regular file: write it to disk'}"
+        )
 
 
 def read_bytes(path: Path) -> bytes:

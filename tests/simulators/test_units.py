@@ -25,3 +25,28 @@ def test_conversion_is_a_factor() -> None:
 def test_units_of_another_kind_are_refused() -> None:
     with pytest.raises(ValueError, match=r"velocity: unit 'd' cannot be converted to 'm / s'"):
         conversion_factor("d", "m / s", "velocity")
+
+
+@pytest.mark.parametrize(
+    ("unit_from", "unit_to"),
+    [
+        ("mag(AB)", "Jy"),
+        ("dex(cm/s2)", "cm/s2"),
+        ("dB(mW)", "W"),
+        ("Jy", "mag(AB)"),
+        ("mag(Jy)", "mag(mJy)"),
+        ("dex(1)", ""),
+    ],
+)
+def test_what_is_no_factor_is_refused(unit_from: str, unit_to: str) -> None:
+    """20 mag(AB) is 3.6e-5 Jy; as a factor it was 28909 Jy."""
+    with pytest.raises(ValueError, match="times a factor: convert the values, and their errors, yourself"):
+        conversion_factor(unit_from, unit_to, "x")
+
+
+@pytest.mark.parametrize("unit", ["deg_C", "mag", "dex", "dB"])
+def test_offsets_and_bare_logarithms_have_no_factor_either(unit: str) -> None:
+    with pytest.raises(ValueError, match="cannot be converted"):
+        conversion_factor(unit, "K" if unit == "deg_C" else "", "x")
+    assert conversion_factor("dB", "mag", "x") == pytest.approx(-0.25)
+    assert conversion_factor("mag(AB)", "mag(AB)", "x") == 1

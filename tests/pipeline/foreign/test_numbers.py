@@ -95,3 +95,21 @@ def test_elements_from_several_columns() -> None:
     assert "no column matches 'g*'" in refused(file, "g*")
     assert "no column or array 'g'" in refused(file, "f0,g")
     assert "no column or array 'f_nam'; did you mean 'f_name'" in refused(file, "f_nam")
+
+
+def test_an_inverse_covariance_is_known_by_its_unit() -> None:
+    covariance = np.array([[2.0, 1.0], [1.0, 3.0]])
+    wants = Observable("covariance", (2, 2), "mag2", role="context")
+    for given, want in ((None, "rv[1/mag2]"), ("mag-2", "rv")):
+        file = ForeignFile(Path("a"), "text", (Field("rv", np.linalg.inv(covariance), given),))
+        np.testing.assert_allclose(numbers_of(file, wanted(want, "x"), wants).values, covariance, rtol=1e-14)
+    milli = ForeignFile(Path("a"), "text", (Field("rv", np.linalg.inv(covariance) * 1e-6, "mmag-2"),))
+    np.testing.assert_allclose(numbers_of(milli, wanted("rv", "x"), wants).values, covariance, rtol=1e-12)
+    singular = ForeignFile(Path("a"), "text", (Field("rv", np.ones((2, 2)), "mag-2"),))
+    with pytest.raises(InputError, match="cannot be inverted"):
+        numbers_of(singular, wanted("rv", "x"), wants)
+
+
+@pytest.mark.parametrize("word", ["1_5", "1e", "0x10", "1,234.5", "1,5", "１５", "NA"])
+def test_words_that_are_no_numbers(word: str) -> None:
+    assert f"row 2: expected a number, got {word!r}" in refused(one(["1", word], "m / s"))
