@@ -45,7 +45,7 @@ def show(path: Path) -> None:
                 part = file.get_slice(name)
                 tree.add(f"{name}  {tuple(part.get_shape())} {part.get_dtype()}")
     else:
-        with open_hdf5(path) as file:
+        with open_hdf5(path, layout_only=True) as file:
             _show_origin(tree, file.attrs, path)
             _show_attributes(tree, file.attrs)
             _show_group(tree, file, set())
@@ -58,10 +58,13 @@ def _show_group(tree: Tree, group: h5py.Group, seen: set[int]) -> None:
     seen.add(h5o.get_info(group.id).addr)
     for name in group:
         link = group.get(name, getlink=True)
+        if isinstance(link, (h5py.SoftLink, h5py.ExternalLink)):  # not followed: it may lead out of the file
+            tree.add(
+                f"{name}  link to {link.path}" + (f" in {link.filename}" if isinstance(link, h5py.ExternalLink) else "")
+            )
+            continue
         item = group.get(name)
-        if isinstance(link, h5py.SoftLink):
-            tree.add(f"{name}  link to {link.path if item is not None else 'nothing'}")
-        elif isinstance(item, h5py.Group):
+        if isinstance(item, h5py.Group):
             branch = tree.add(f"{name}/")
             if h5o.get_info(item.id).addr in seen:
                 branch.add("shown already")

@@ -138,7 +138,7 @@ def _check_link(path: Path, bad: set[Path]) -> None:
     """Every dataset covers all rows, in the order of the shards, by shards that are there and have as many rows."""
     _check_sum(path)
     folder = path.parent
-    with open_hdf5(path) as file:
+    with open_hdf5(path, layout_only=True) as file:
         count, failed = int(np.asarray(file.attrs[SHARDS])), int(np.asarray(file.attrs[FAILED_COUNT]))
         lengths = {name: len(d) for name, d in _datasets(file)}
     failed_there = 0

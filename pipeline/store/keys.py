@@ -81,7 +81,7 @@ def read_attribute(path: Path, name: str) -> str | None:
                 head = file.read(500)
             _, found, rest = head.partition(f'<meta name="{name}" content="')
             return rest.partition('"')[0] if found else None
-        with open_hdf5(path) as file:
+        with open_hdf5(path, layout_only=True) as file:
             value = file.attrs.get(name)
             return as_text(value) if value is not None else None
     except (OSError, ValueError, InputError):

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 import h5py
+from h5py import h5s  # pyright: ignore[reportAttributeAccessIssue]
 
 from simulators.errors import InputError
 from simulators.reading.bounds import NUMBER_BYTES, need_regular, need_room, reason
@@ -43,12 +44,13 @@ def _came_from_h5py(trace: TracebackType | None) -> bool:
     return any(f.f_globals.get("__name__", "").partition(".")[0] == "h5py" for f, _ in traceback.walk_tb(trace))
 
 
-def open_hdf5(path: Path, *, chunk_cache_bytes: int | None = None) -> Hdf5File:
+def open_hdf5(path: Path, *, chunk_cache_bytes: int | None = None, layout_only: bool = False) -> Hdf5File:
     """Open an HDF5 file for reading, without a file lock: no file of ours changes under its final name.
 
     Args:
         path: of the file.
         chunk_cache_bytes: of each dataset; None: HDF5's own choice.
+        layout_only: attributes, names and shapes are looked at, and no numbers: what they ask for is not checked.
 
     Raises:
         InputError: missing, not HDF5, truncated, it unpacks to more than its size allows, or it takes its numbers from
@@ -56,7 +58,8 @@ def open_hdf5(path: Path, *, chunk_cache_bytes: int | None = None) -> Hdf5File:
     """
     need_regular(path)
     load_filters()
-    _check(path)
+    if not layout_only:
+        _check(path)
     return _opened(path, chunk_cache_bytes)
 
 
@@ -92,16 +95,20 @@ class Inventory:
 
     Attributes:
         declared: name, shape and bytes in memory of each dataset; and of each chunk, which is unpacked as a whole.
-        sources: files behind virtual datasets, and the first dataset that takes numbers from each.
+        shapes: of its datasets, by name.
+        sources: what virtual datasets take from other files: file, dataset there, how far it has to reach (`_reach`), dataset here.
     """
 
     declared: tuple[tuple[str, tuple[int, ...], int], ...]
     chunks: tuple[tuple[str, tuple[int, ...], int], ...]
-    sources: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    sources: tuple[tuple[str, str, tuple[int, ...], str], ...]
 
 
-def _check(path: Path, *, depth: int = 0) -> None:
+def _check(path: Path, *, depth: int = 0) -> Inventory:
     """Bounds of all datasets, of their chunks and of their sum; other files only as sources within the file's folder.
+
+    HDF5 fills in zeros, without a word, where a source, or the dataset in it, is missing or too short.
 
     Raises:
         InputError: names the dataset.
@@ -111,18 +118,27 @@ def _check(path: Path, *, depth: int = 0) -> None:
     real = path.resolve()
     status = real.stat()
     asks = _inventory(real, status.st_mtime_ns, status.st_size, status.st_ino)
-    sources = _sources(path, asks.sources)
+    sources = _sources(path, {file: here for file, _, _, here in reversed(asks.sources)})
     size = status.st_size + sum(source.stat().st_size for source in sources)
     for name, shape, count in asks.chunks:
         need_room(path, count, size, what=f"a chunk of {name} {shape}")
     for name, shape, count in asks.declared:
         need_room(path, count, size, what=f"{name} {shape}")
     need_room(path, sum(count for _, _, count in asks.declared), size, what="the sum of its datasets")
+    shapes: dict[Path, Mapping[str, tuple[int, ...]]] = {}
     for source in sources:
         try:
-            _check(source, depth=depth + 1)
+            shapes[source] = _check(source, depth=depth + 1).shapes
         except InputError as error:
             raise InputError(f"{path}: damaged: it takes numbers from {error}") from None
+    for file, there, reach, here in asks.sources:
+        shape = shapes[(real.parent / file).resolve()].get(there, ())
+        have = shape if len(shape) == len(reach) else (math.prod(shape) if shape else 0,)
+        if len(have) != len(reach) or any(needed > length for needed, length in zip(reach, have, strict=True)):
+            raise InputError(
+                f"{path}: {here} takes numbers {reach} from {there} of {file}, which has {shape or 'none'}"
+            )
+    return asks
 
 
 @lru_cache(maxsize=4096)
@@ -149,7 +165,7 @@ def _inventory(path: Path, modified_ns: int, size: int, inode: int) -> Inventory
         for name, other in elsewhere.items():
             raise InputError(f"{path}: {name} is a link to another file, {other}: copy its data into this one")
         file.visititems(keep)
-        sources: dict[str, str] = {}
+        sources: list[tuple[str, str, tuple[int, ...], str]] = []
         for name, dataset in datasets.items():
             if dataset.external:
                 raise InputError(f"{path}: {name} has its numbers in another file, {dataset.external[0][0]}: copy them")
@@ -158,17 +174,25 @@ def _inventory(path: Path, modified_ns: int, size: int, inode: int) -> Inventory
                 if source.file_name == "." and (other is None or other.is_virtual):
                     raise InputError(f"{path}: {name} is a virtual dataset over another of this file: copy its numbers")
                 if source.file_name != ".":
-                    sources.setdefault(source.file_name, name)
+                    sources.append((source.file_name, source.dset_name.strip("/"), _reach(source), name))
         filled = {name: d for name, d in datasets.items() if d.size}
         return Inventory(
             tuple((n, d.shape, int(d.size or 0) * max(NUMBER_BYTES, d.dtype.itemsize)) for n, d in filled.items()),
             tuple((n, d.chunks, math.prod(d.chunks) * d.dtype.itemsize) for n, d in filled.items() if d.chunks),
-            sources,
+            {n: d.shape for n, d in datasets.items() if d.shape is not None},
+            tuple(sources),
         )
 
 
+def _reach(source: Any) -> tuple[int, ...]:
+    """How far a source has to reach in each dimension; of a whole one, how many numbers it has to have."""
+    if source.src_space.get_select_type() == h5s.SEL_ALL:
+        return (int(source.vspace.get_select_npoints()),)
+    return tuple(int(last) + 1 for last in source.src_space.get_select_bounds()[1])
+
+
 def _sources(path: Path, sources: Mapping[str, str]) -> list[Path]:
-    """The files behind virtual datasets: HDF5 fills in zeros, without a word, where one is missing.
+    """The files behind virtual datasets.
 
     Raises:
         InputError: a source is missing, no regular file, or outside the folder of the file.

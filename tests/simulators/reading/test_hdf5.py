@@ -79,6 +79,18 @@ def many_that_are_too_large(folder: Path) -> None:
             file.create_dataset(f"y{i}", shape=(500_000,), dtype="f8", chunks=(1000,))
 
 
+def source_that_is_too_short(folder: Path) -> None:
+    with h5py.File(folder / "b.h5", "w") as file:
+        file["y"] = np.ones(2)
+    virtual(folder / "a.h5", "b.h5")
+
+
+def source_without_the_dataset(folder: Path) -> None:
+    with h5py.File(folder / "b.h5", "w") as file:
+        file["z"] = np.ones(3)
+    virtual(folder / "a.h5", "b.h5")
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -88,6 +100,8 @@ def many_that_are_too_large(folder: Path) -> None:
         (outside_through_a_link, "y takes numbers from inner.h5, outside the folder of this file"),
         (source_with_external_storage, "y has its numbers in another file"),
         (lambda folder: virtual(folder / "a.h5", "gone.h5"), "1 of its 1 shards are missing, the first gone.h5"),
+        (source_that_is_too_short, "y takes numbers (3,) from y of b.h5, which has (2,)"),
+        (source_without_the_dataset, "y takes numbers (3,) from y of b.h5, which has none"),
         (lambda folder: virtual(folder / "a.h5", "."), "virtual dataset over another of this file"),  # HDF5 crashes
         (lambda folder: virtual(folder / "a.h5", "a.h5"), "more than 8 layers of files"),
         (rows_that_are_not_there, "y (1000000000000, 32) would take 2.56e+05 GB in memory"),
