@@ -21,8 +21,7 @@ from simulators.reading.bounds import ROW_BYTES, need_room
 from simulators.reading.tables import COMPRESSED
 from simulators.units import parse_unit
 
-DIAGONAL = "_diagonal"
-"""What the name of an observable gets for the errors on its diagonal."""
+DIAGONAL = "_diagonal"  # what the name of an observable gets for the errors on its diagonal
 
 
 @dataclass(frozen=True)
