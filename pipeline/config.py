@@ -68,9 +68,11 @@ def _without_empty_blocks(values: Any, model: type[BaseModel]) -> Any:
     for key, value in values.items():
         annotation = fields[key].annotation if isinstance(key, str) and key in fields else None
         block = _model_in(annotation)
-        if value is None and (block is annotation is not None or typing.get_origin(annotation) in (dict, tuple)):
-            continue
-        filled[key] = _without_empty_blocks(value, block) if block is annotation is not None else value
+        if block is None or block is not annotation:  # no block, or several of them
+            if value is not None or typing.get_origin(annotation) not in (dict, tuple):
+                filled[key] = value
+        elif value is not None:
+            filled[key] = _without_empty_blocks(value, block)
     return filled
 
 
