@@ -9,12 +9,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.datasets.cache import PREFIX, resolve_fetched
 from pipeline.errors import InputError
 from pipeline.settings import CaseSettings, SimulatorSettings
+from simulators.reading.bounds import read_text
+from simulators.reading.yaml_text import read_yaml
 
 if typing.TYPE_CHECKING:
     from simulators.protocol import Simulator
@@ -28,19 +29,7 @@ def load_case(path: Path, overrides: Sequence[str] = ()) -> CaseSettings:
     Raises:
         InputError: one line that names the file, the key and what was expected.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise InputError(f"{path}: not valid YAML{where}: {problem}") from None
-    except (ValueError, RecursionError) as error:  # a date such as 2020-99-99, an integer of 5,000 digits
-        raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    values = read_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
     values = override_values(values, overrides)
@@ -63,15 +52,35 @@ def override_values(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
 def case_from_values(values: Mapping[str, Any], source: str) -> CaseSettings:
     """Validate plain values; `source` stands at the start of an error."""
     try:
-        return CaseSettings.model_validate(values)
+        return CaseSettings.model_validate(_without_empty_blocks(values, CaseSettings))
     except ValidationError as error:
         first = error.errors()[0]
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise InputError(f"{source}: {_explain(first)}{more}") from None
 
 
+def _without_empty_blocks(values: Any, model: type[BaseModel]) -> Any:
+    """A block whose lines are all commented out, `train:`, is that block with its defaults."""
+    if not isinstance(values, Mapping):
+        return values
+    fields = {f.alias or name: f for name, f in model.model_fields.items()} | dict(model.model_fields)
+    filled: dict[Any, Any] = {}
+    for key, value in values.items():
+        annotation = fields[key].annotation if isinstance(key, str) and key in fields else None
+        block = _model_in(annotation)
+        if block is None or block is not annotation:  # no block, or several of them
+            if value is not None or typing.get_origin(annotation) not in (dict, tuple):
+                filled[key] = value
+        elif value is not None:
+            filled[key] = _without_empty_blocks(value, block)
+    return filled
+
+
 def _explain(error: Mapping[str, Any]) -> str:
-    location = [str(part) for part in error["loc"] if "[" not in str(part)]  # pydantic adds the branch of a union
+    *outer, key = error["loc"] or ("",)
+    location = [str(part) for part in outer if "[" not in str(part)]  # pydantic adds the branch of a union
+    if error["type"] in ("extra_forbidden", "missing", "invalid_key") or "[" not in str(key):
+        location.append(str(key))
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
         known = _keys_at(error["loc"][:-1])
@@ -118,12 +127,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise InputError(f"--set {override}: expected key=value, such as train.steps=500")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise InputError(f"--set {override}: the value is not valid YAML") from None
-    if isinstance(value, str):
-        value = _number_or_text(value)
+    value = read_yaml(text, f"--set {key}={text}")
     node: Any = values
     parts = key.split(".")
     for i, part in enumerate(parts):
@@ -144,14 +148,6 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             node[index] = value
         else:
             node = node[index]
-
-
-def _number_or_text(text: str) -> float | str:
-    """YAML 1.1 reads 1e-3 as text; people mean the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:

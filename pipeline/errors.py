@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import traceback
 
-from simulators.errors import InputError as InputError
+from simulators.errors import InputError
+
+__all__ = ["InputError", "simulator_fault"]
 
 
 def simulator_fault(error: Exception) -> str | None:

@@ -63,6 +63,7 @@ class Observable:
         scale: of an axis in plots.
         discrete: whole numbers, some or all of them: counts have no density, and a learned likelihood treats them
             as such.
+        default: the observable of the same shape and unit whose numbers stand in where a foreign file has none, if any.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Observable:
     present: str | None = None
     scale: Literal["linear", "log"] = "linear"
     discrete: bool = False
+    default: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from simulators.lens_image import PixelGrid, convolved, gaussian_psf, sersic, source_plane
 from simulators.priors import PriorSpec, distribution_from_spec
 from simulators.protocol import Data, ImageView, Observable, Parameter
+from simulators.reading.hdf5 import open_hdf5
 
 BLOCK = 64
 """Images computed at once: 4 MB an array at 117 native pixels a side, some 50 arrays where gradients are wanted."""
@@ -236,7 +236,7 @@ class StrongLens:
         """Observables of one row, and the PSF."""
         if not path.is_file():
             raise ValueError(f"{path}: no such file")
-        with h5py.File(path) as file:
+        with open_hdf5(path) as file:
             missing = [n for n in ("image", "noise_map", "psf") if n not in file]
             if missing or "pixel_scale_arcsec" not in file.attrs:
                 raise ValueError(

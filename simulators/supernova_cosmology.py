@@ -353,7 +353,7 @@ def supernova_observables(count: int) -> tuple[Observable, ...]:
     shape = (count,)
     return (
         Observable("redshift", shape, role="context", label="redshift", scale="log"),
-        Observable("heliocentric_redshift", shape, role="context", label="heliocentric redshift"),
+        Observable("heliocentric_redshift", shape, role="context", label="heliocentric redshift", default="redshift"),
         Observable("present", shape, role="context", label="present"),
         Observable("covariance", (count, count), "mag2", role="context", label="covariance"),
         Observable(

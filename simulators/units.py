@@ -38,7 +38,8 @@ def conversion_factor(unit_from: str, unit_to: str, what: str) -> float:
     1000.0
 
     Raises:
-        ValueError: the units are not of the same physical kind, or related by more than a factor.
+        ValueError: the units are not of the same physical kind, or related by more than a factor: 20 mag(AB) is 3.6e-5 Jy,
+            but no factor takes errors and differences along.
     """
     from astropy import units
 
@@ -47,13 +48,14 @@ def conversion_factor(unit_from: str, unit_to: str, what: str) -> float:
     if given == wanted:
         return 1.0
     refused = f"{what}: unit {unit_from!r} cannot be converted to {unit_to!r}"
-    if _is_logarithmic(given) or _is_logarithmic(wanted):  # dex(cm-2) to dex(m-2) adds 4 and multiplies nothing
-        raise ValueError(f"{refused} by a factor, since one of them is logarithmic")
     try:
-        factor: Any = given.to(wanted)
-        return float(factor)
-    except units.UnitConversionError:
+        converted: Any = [given.to(wanted, value) for value in (1.0, 2.0, 4.0)]
+        one, two, four = map(float, converted)
+    except (units.UnitConversionError, units.UnitTypeError):
         raise ValueError(refused) from None
+    if one == 0 or two != 2 * one or four != 4 * one:
+        raise ValueError(f"{refused}: it is not that times a factor: convert the values, and their errors, yourself")
+    return one
 
 
 def unit_text(unit: str, *, latex: bool) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import h5py
 import numpy as np
 
+from simulators.reading.hdf5 import open_hdf5
+from simulators.reading.tables import read_text_table
 from simulators.units import conversion_factor
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -115,50 +117,34 @@ def binned_velocities(table: VelocityTable, width_days: float) -> VelocityTable:
 
 
 def read_velocity_text(path: Path) -> VelocityTable:
-    """A text table with one header line, or ECSV with its units, all instruments, through astropy.
+    """A text table with one header line, or ECSV, all instruments.
 
     Columns that name no unit are in d and m/s. A number that is missing is NaN.
 
     Raises:
         ValueError: unreadable, a column is missing, or a unit is not one of time or velocity.
     """
-    from astropy.table import Table
-
-    with path.open(encoding="utf-8") as file:
-        header = file.readline()
-    kind = "ascii.ecsv" if header.startswith("# %ECSV") else "ascii.csv" if "," in header else "ascii.basic"
-    try:
-        rows = Table.read(path, format=kind)
-    except Exception as error:  # astropy raises several kinds; each becomes one readable line
-        raise ValueError(f"{path}: not a table that astropy reads: {str(error).splitlines()[0]}") from None
-    found = {name: next((a for a in aliases if a in rows.colnames), None) for name, aliases in COLUMNS.items()}
-    for name in UNITS:
-        if found[name] is None:
-            raise ValueError(f"{path}: no column {' or '.join(COLUMNS[name])}; it has {', '.join(rows.colnames)}")
-    time, velocity, error = (_numbers(rows[found[name]], UNITS[name], f"{path}: {found[name]}") for name in UNITS)
-    names = np.full(len(time), "") if found["instrument"] is None else np.asarray(rows[found["instrument"]]).astype(str)
-    return VelocityTable(time, velocity, error, names)
-
-
-def _numbers(column: Any, unit: str, what: str) -> np.ndarray:
-    """A column in `unit`, float64; NaN where a number is missing."""
-    try:
-        values = np.ma.filled(np.ma.asarray(column, dtype=np.float64), np.nan)
-    except (TypeError, ValueError) as problem:
-        raise ValueError(f"{what}: expected numbers ({problem})") from None
-    given = getattr(column, "unit", None)
-    return values if given is None else values * conversion_factor(str(given), unit, what)
+    table = read_text_table(path)
+    found = {name: table.find(aliases, path) for name, aliases in COLUMNS.items()}
+    numbers: dict[str, np.ndarray] = {}
+    for name, unit in UNITS.items():
+        column = found[name]
+        if column is None:
+            names = ", ".join(c.name for c in table.columns)
+            raise ValueError(f"{path}: no column {' or '.join(COLUMNS[name])}; it has {names}")
+        numbers[name] = column.numbers(str(path), unit)
+    column = found["instrument"]
+    return VelocityTable(
+        time=numbers["time"],
+        velocity=numbers["velocity"],
+        velocity_error=numbers["velocity_error"],
+        instrument=np.full(len(numbers["time"]), "") if column is None else column.cells,
+    )
 
 
 def _read_hdf5(path: Path) -> VelocityTable:
     """The only row of a data file: /x/time, /x/velocity_error, /x/velocity and /x/instrument if there."""
-    import h5py
-
-    try:
-        file = h5py.File(path, "r")
-    except OSError:
-        raise ValueError(f"{path}: not an HDF5 file, or a truncated one") from None
-    with file:
+    with open_hdf5(path) as file:
         arrays: dict[str, np.ndarray] = {}
         for name in ("time", "velocity", "velocity_error", "instrument"):
             dataset = file.get(f"x/{name}")
@@ -166,6 +152,8 @@ def _read_hdf5(path: Path) -> VelocityTable:
                 continue
             if dataset.ndim != 2 or len(dataset) != 1:
                 raise ValueError(f"{path}: /x/{name}: expected one observation, shape (1, M), got {dataset.shape}")
+            if dataset.dtype.kind not in "fiub":
+                raise ValueError(f"{path}: /x/{name}: expected numbers, got {dataset.dtype}")
             arrays[name] = np.asarray(dataset[0], dtype=np.float64)
             if name in UNITS:
                 arrays[name] *= conversion_factor(
@@ -173,11 +161,25 @@ def _read_hdf5(path: Path) -> VelocityTable:
                 )
         if "time" not in arrays or "velocity_error" not in arrays:
             raise ValueError(f"{path}: expected datasets /x/time and /x/velocity_error of shape (1, M)")
-        codes = arrays.get("instrument", np.zeros_like(arrays["time"])).astype(int)
-        names = json.loads(str(file.attrs.get("instruments", "{}")))  # {"0": "j", ...}
+        if len({len(values) for values in arrays.values()}) > 1:
+            sizes = ", ".join(f"{name} {len(values)}" for name, values in arrays.items())
+            raise ValueError(f"{path}: expected as many numbers of each, got {sizes}")
+        codes = np.nan_to_num(arrays.get("instrument", np.zeros_like(arrays["time"]))).astype(int)
+        names = _instrument_names(path, str(file.attrs.get("instruments", "{}")))
     instruments = np.array([names.get(str(code), "" if "instrument" not in arrays else str(code)) for code in codes])
     velocity = arrays.get("velocity", np.zeros_like(arrays["time"]))
     return VelocityTable(arrays["time"], velocity, arrays["velocity_error"], instruments)
+
+
+def _instrument_names(path: Path, text: str) -> dict[str, str]:
+    """Names by code, {"0": "j", ...}."""
+    try:
+        names = json.loads(text)
+    except ValueError:
+        names = None
+    if not isinstance(names, dict):
+        raise ValueError(f"{path}: attribute instruments: expected {{code: name}}, got {text[:80]!r}")
+    return {str(code): str(name) for code, name in names.items()}
 
 
 def _select(table: VelocityTable, instrument: str | None, path: Path) -> VelocityTable:

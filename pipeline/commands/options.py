@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.errors import InputError
+
 if TYPE_CHECKING:
     from pipeline.settings import CaseSettings
     from pipeline.stages.run import Run
@@ -24,11 +26,14 @@ def case_of(
 ) -> tuple[CaseSettings, Path]:
     """The settings of a case and its run folder."""
     from pipeline.config import load_case
-    from pipeline.datasets.cache import fetched_or_path
+    from pipeline.datasets.cache import fetch_hint, fetched_or_path
 
     case = load_case(config, list(overrides or []))
     if observation is not None:
-        case = case.model_copy(update={"observation": fetched_or_path(str(observation)).resolve()})
+        given = fetched_or_path(str(observation))
+        if not given.exists():
+            raise InputError(f"--observation {given}: no such file{fetch_hint(given)}")
+        case = case.model_copy(update={"observation": given.resolve()})
     return case, run_dir if run_dir is not None else Path("runs") / case.name
 
 

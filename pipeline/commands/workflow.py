@@ -66,6 +66,7 @@ def run_command(
     from pipeline.stages.run import Run
 
     run = Run(case, folder)
+    _need_observation(run)
     if dry_run:
         _say_what_is_to_do(run)
         return
@@ -76,6 +77,18 @@ def run_command(
         _here(run)
     write_receipt(case, folder)
     typer.echo(f"report: {report}")
+
+
+def _need_observation(run: Run) -> None:
+    """Read the observed data that the last stages need, before the first one simulates for hours.
+
+    Raises:
+        InputError: missing, or not what the simulator takes.
+    """
+    from pipeline.stages.catalogue import open_catalogue
+
+    if "infer" in run.stages:
+        open_catalogue(run.simulator, run.observation_path())
 
 
 def _here(run: Run) -> None:

@@ -1,81 +1,23 @@
-"""Arrays that are no tables: HDF5, GWOSC strain, NumPy, and text that is numbers alone."""
+"""Arrays that are no tables: NumPy, and text that is numbers alone."""
 
 from __future__ import annotations
 
+import io
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.foreign.fields import Field, ForeignFile
+from simulators.reading.bounds import NUMBER_BYTES, need_room, reading
+from simulators.reading.words import number_rows
 
-COMMENTS = ("#", "%")
-"""What a line of text that is no data begins with."""
-
-
-def read_hdf5(path: Path) -> ForeignFile:
-    """Every dataset, by its path in the file; the unit is that of attribute `unit` or `units`.
-
-    Raises:
-        InputError: a dataset cannot be read.
-    """
-    try:
-        with h5py.File(path, "r") as file:
-            strain = file.get("strain/Strain")
-            if isinstance(strain, h5py.Dataset) and "Xspacing" in strain.attrs:
-                return _gwosc(path, file, strain)
-            names: list[str] = []
-            file.visit(names.append)
-            datasets = [(n, d) for n in names if isinstance(d := file[n], h5py.Dataset) and d.shape not in (None, ())]
-            fields = [_dataset_field(name, dataset) for name, dataset in datasets]
-            return ForeignFile(path, "HDF5", tuple(f for f in fields if f is not None), _attributes(file))
-    except (OSError, KeyError) as error:
-        raise InputError(f"{path}: not an HDF5 file that can be read ({error})") from None
-
-
-def _dataset_field(name: str, dataset: h5py.Dataset) -> Field | None:
-    if dataset.dtype.kind not in "biufSO":  # compound and other types of HDF5
-        return None
-    unit = dataset.attrs.get("unit", dataset.attrs.get("units"))
-    text = dataset.dtype.kind in "SO"
-    values: Any = np.asarray(dataset.asstr()[...], dtype=str) if text else dataset[...]
-    return Field(name, values, unit=_text(unit) if isinstance(unit, (str, bytes)) else None)
-
-
-def _gwosc(path: Path, file: h5py.File, strain: h5py.Dataset) -> ForeignFile:
-    """Strain in the layout of the Gravitational Wave Open Science Center: strain and the GPS times (s) of its samples.
-
-    t_k = Xstart + k Xspacing; samples that a detector has no data for are NaN.
-    Reference: https://gwosc.org/archive/ (HDF5 files)
-    """
-    attributes: Any = strain.attrs
-    start, spacing = float(attributes["Xstart"]), float(attributes["Xspacing"])
-    values = np.asarray(strain[...], dtype=np.float64)
-    time = start + spacing * np.arange(len(values))
-    meta = {name: _text(dataset[()]) for name, dataset in _members(file, "meta")}
-    detector = meta.get("Detector", "")
-    fields = (
-        Field("time", time, "s", context=True, note="GPS"),
-        Field("strain", values, "", note=f"{detector}, {1 / spacing:g} Hz, from GPS {start:.0f}"),
-    )
-    return ForeignFile(path, "GWOSC HDF5", fields, meta)
-
-
-def _members(file: h5py.File, name: str) -> list[tuple[str, Any]]:
-    group = file.get(name)
-    return list(group.items()) if isinstance(group, h5py.Group) else []
-
-
-def _attributes(file: h5py.File) -> dict[str, str]:
-    return {k: _text(v) for k, v in file.attrs.items() if isinstance(v, (str, bytes, np.generic))}
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+ARRAY = b"\x93NUMPY"
 
 
 def read_numpy(path: Path) -> ForeignFile:
@@ -84,16 +26,14 @@ def read_numpy(path: Path) -> ForeignFile:
     A structured array is a table.
 
     Raises:
-        InputError: damaged, or an array of Python objects.
+        InputError: damaged, an array of Python objects, or more numbers than the file's size allows.
     """
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            single = isinstance(loaded, np.ndarray)
-            arrays = {path.stem: loaded} if single else {name: loaded[name] for name in loaded.files}
-    except Exception as error:  # zipfile, zlib and NumPy raise several kinds
-        problem = "Python objects in it, which are never unpickled" if "pickle" in str(error) else str(error)
-        raise InputError(f"{path}: not a NumPy file that can be read ({problem})") from None
+    with reading(path, "a NumPy file that can be read"), path.open("rb") as file:
+        if file.read(len(ARRAY)) == ARRAY:
+            file.seek(0)
+            arrays = {path.stem: _array(path, file, path.stem, path.stat().st_size)}
+        else:
+            arrays = _archive(path)
     fields: list[Field] = []
     for name, values in arrays.items():
         if values.dtype.names:
@@ -104,6 +44,37 @@ def read_numpy(path: Path) -> ForeignFile:
     return ForeignFile(path, "NumPy", tuple(fields))
 
 
+def _archive(path: Path) -> dict[str, NDArray[Any]]:
+    """Arrays of a .npz file; sizes are compared with the bound before anything is unpacked."""
+    with zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+        names = [member.filename.removesuffix(".npy") for member in members]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f"{path}: two arrays with the name {twice!r}: save it again")
+        need_room(path, sum(member.file_size for member in members), what="unpacked, it")
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, member in zip(names, members, strict=True):
+            with archive.open(member) as file:
+                arrays[name] = _array(path, file, name, member.file_size)
+        return arrays
+
+
+def _array(path: Path, file: Any, name: str, size: int) -> NDArray[Any]:
+    """An array, if as many bytes follow as its header says."""
+    major = npy.read_magic(file)[0]
+    read_header: Any = npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0
+    shape, fortran, dtype = read_header(file)
+    if dtype.hasobject:
+        raise InputError(f"{path}: not a NumPy file that can be read (Python objects in it, which are never unpickled)")
+    count = math.prod(shape)
+    need_room(path, count * max(NUMBER_BYTES, dtype.itemsize), what=f"{name} {shape}")
+    if count * dtype.itemsize > size:
+        raise ValueError(f"{name} {shape}: more numbers than the file has")
+    values = np.frombuffer(io.BytesIO(file.read(count * dtype.itemsize)).getbuffer(), dtype, count)
+    return values.reshape(shape, order="F" if fortran else "C")
+
+
 def read_numbers(path: Path) -> NDArray[np.float64]:
     """Text that is numbers alone, as rows and columns; with a first line N and N x N numbers after it, that matrix.
 
@@ -112,25 +83,16 @@ def read_numbers(path: Path) -> NDArray[np.float64]:
     Raises:
         InputError: not numbers, or rows of different length.
     """
-    try:
-        values = np.loadtxt(path, dtype=np.float64, comments=COMMENTS, ndmin=2, encoding="utf-8")
-    except ValueError as error:
-        if (matrix := _square(_words(path))) is not None:  # N, then N rows of N: no table to NumPy
-            return matrix
-        raise InputError(f"{path}: not rows of numbers ({str(error).splitlines()[0]})") from None
-    if values.shape[1] > 1:
-        return values
-    matrix = _square(values[:, 0])
-    return values[:, 0] if matrix is None else matrix
-
-
-def _words(path: Path) -> NDArray[np.float64]:
-    """All numbers of a text file in their order; none where there is something else in it."""
-    with path.open(encoding="utf-8") as file:
-        try:
-            return np.array([float(w) for line in file if not line.lstrip().startswith(COMMENTS) for w in line.split()])
-        except ValueError:
-            return np.zeros(0)
+    rows = number_rows(path)
+    numbers = np.array([number for row in rows for number in row])
+    widths = {len(row) for row in rows}
+    if (matrix := _square(numbers)) is not None and (len(widths) > 1 or widths == {1}):
+        return matrix
+    if len(widths) != 1:
+        raise InputError(
+            f"{path}: not rows of numbers (of {min(widths, default=0)} to {max(widths, default=0)} numbers)"
+        )
+    return numbers if widths == {1} else numbers.reshape(len(rows), -1)
 
 
 def _square(numbers: NDArray[np.float64]) -> NDArray[np.float64] | None:

@@ -25,6 +25,7 @@ class Field:
         values: as the file has them: numbers, text, or one array a row (dtype object).
         unit: as the file declares it, "" where it says dimensionless; None where it says nothing.
         masked: entries that the file marks as missing, where it marks any.
+        words: a column of a text table as it is written: what an identifier is taken from.
         by_row: the first axis is the rows of a table.
         context: known before the observation, as the times of a series are.
         note: what a reader should know of it.
@@ -34,6 +35,7 @@ class Field:
     values: NDArray
     unit: str | None = None
     masked: NDArray[np.bool_] | None = None
+    words: NDArray[np.str_] | None = None
     by_row: bool = False
     context: bool = False
     note: str = ""
@@ -41,7 +43,13 @@ class Field:
     @property
     def ragged(self) -> bool:
         """One array of its own length a row."""
-        return self.values.dtype == object and len(self.values) > 0 and isinstance(self.values[0], np.ndarray)
+        return self.values.dtype == object and self.values.size > 0 and isinstance(self.values.flat[0], np.ndarray)
+
+    @property
+    def labels(self) -> list[str]:
+        """Entries as text, as they are written where the file is text: 007 is not 7."""
+        source = self.values if self.words is None else self.words
+        return [str(value).strip() for value in source.ravel().tolist()]
 
     @property
     def is_text(self) -> bool:
@@ -73,16 +81,27 @@ class ForeignFile:
         return any(f.unit for f in self.fields)
 
     def find(self, name: str) -> Field | None:
-        """The array of that name: in full, or its last part, in that case or any, where only one has it."""
-        exact = [f for f in self.fields if f.name == name]
-        if exact:
-            return exact[0]
-        for same in (lambda f: _last(f.name) == name, lambda f: _last(f.name).lower() == name.lower()):
+        """The array of that name: in full, its last part, without `,EXTVER`, in that case or any, where only one has it.
+
+        Raises:
+            InputError: several have it.
+        """
+        lower = name.lower()
+        for same in (
+            lambda f: f.name == name,
+            lambda f: name in (_last(f.name), _first(f.name)),
+            lambda f: lower in (f.name.lower(), _last(f.name).lower(), _first(f.name).lower()),
+        ):
             found = [f for f in self.fields if same(f)]
-            if len(found) == 1:
-                return found[0]
+            if len({f.name for f in found}) < len(found):
+                raise InputError(
+                    f"{self.path}: {len(found)} columns or arrays with the name {name!r}: rename all but one"
+                )
             if found:
-                raise InputError(f"{self.path}: {name!r} may be {' or '.join(f.name for f in found)}: write it in full")
+                if len(found) > 1:
+                    names = " or ".join(f.name for f in found[:LISTED])
+                    raise InputError(f"{self.path}: {name!r} may be {names}: write it in full")
+                return found[0]
         return None
 
     def get(self, name: str) -> Field:
@@ -103,6 +122,12 @@ class ForeignFile:
 
 def _last(name: str) -> str:
     return name.rpartition("/")[2]
+
+
+def _first(name: str) -> str:
+    """`SCI` of `SCI,2`: the EXTNAME that several images of a FITS file share."""
+    start, comma, version = name.rpartition(",")
+    return start if comma and version.isdigit() else name
 
 
 def listed(names: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError
 from pipeline.foreign.fields import Field, ForeignFile
 from simulators.protocol import Observable
+from simulators.reading.words import as_numbers
 from simulators.units import check_unit, conversion_factor, parse_unit
 
 BRACKET = re.compile(r"(?P<name>.*[^\[\s])\s*\[(?P<unit>[^\[\]]*)\]")
@@ -118,9 +119,10 @@ def field_numbers(
     name = f"{where}: {field.name}"
     if np.iscomplexobj(field.values) or (field.ragged and any(np.iscomplexobj(row) for row in field.values)):
         raise InputError(f"{name} is complex, expected real numbers: give real and imaginary part as two columns")
-    factor = 1.0 if codes else _factor(field, want, observable, name)
+    inverse = None if codes else _inverse_unit(field, want, observable)
+    factor = 1.0 if codes else _factor(field, want, replace(observable, unit=inverse or observable.unit), name)
     if field.ragged:
-        rows = [np.asarray(row, dtype=np.float64).ravel() for row in field.values]
+        rows = [_row(row, f"{name}, row {place}") for place, row in enumerate(field.values, start=1)]
         return Numbers(field.name, np.concatenate(rows) * factor, True, np.array([len(row) for row in rows]))
     if codes or field.is_text:
         values = _coded(field, codes, name)
@@ -128,7 +130,39 @@ def field_numbers(
         values = np.array(field.values, dtype=np.float64)
     if field.masked is not None:
         values[field.masked] = np.nan
-    return Numbers(field.name, values * factor, field.by_row)
+    values = values * factor
+    return Numbers(field.name, _inverted(values, name) if inverse else values, field.by_row)
+
+
+def _inverse_unit(field: Field, want: Wanted, observable: Observable) -> str | None:
+    """1 / mag2 for a covariance in mag2 whose inverse is given, as the unit of the file or of the command says."""
+    shape = observable.shape
+    unit, wanted = parse_unit(want.unit if want.unit is not None else field.unit or ""), parse_unit(observable.unit)
+    if len(shape) != 2 or shape[0] != shape[1] or unit is None or hasattr(wanted, "physical_unit"):
+        return None
+    inverse = wanted**-1
+    return inverse.to_string() if unit.is_equivalent(inverse) and not unit.is_equivalent(wanted) else None
+
+
+def _inverted(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
+    """The inverse of each matrix (..., M, M).
+
+    Raises:
+        InputError: not square, or singular.
+    """
+    try:
+        inverse: NDArray[np.float64] = np.linalg.inv(values).astype(np.float64)
+    except np.linalg.LinAlgError:
+        inverse = np.full(values.shape, np.nan)
+    if not np.isfinite(inverse).all():
+        raise InputError(f"{name}: an inverse covariance of shape {values.shape} that cannot be inverted")
+    return (inverse + inverse.swapaxes(-1, -2)) / 2
+
+
+def _row(values: NDArray, where: str) -> NDArray[np.float64]:
+    if np.asarray(values).dtype.kind not in "biuf":
+        raise InputError(f"{where}: expected numbers, got {np.asarray(values).dtype}")
+    return np.asarray(values, dtype=np.float64).ravel()
 
 
 def _factor(field: Field, want: Wanted, observable: Observable, name: str) -> float:
@@ -156,23 +190,22 @@ def _factor(field: Field, want: Wanted, observable: Observable, name: str) -> fl
 
 
 def _coded(field: Field, codes: Sequence[str], name: str) -> NDArray[np.float64]:
-    """Text as numbers: by its place in `codes`, or as it reads."""
+    """Text as numbers: by its place in `codes`, or as it reads; NaN where it is missing."""
     text = field.values.astype(str)
+    words = [word.strip() for word in text.ravel().tolist()]
+    gone = np.zeros(text.shape, dtype=bool) if field.masked is None else field.masked
     if codes:
-        table: Mapping[str, float] = {code: float(i) for i, code in enumerate(codes)}
-        unknown = sorted(set(text.ravel().tolist()) - set(table))
+        table: Mapping[str, float] = {code: float(i) for i, code in enumerate(codes)} | {"": np.nan}
+        unknown = sorted(set(words) - set(table))
         if unknown:
-            raise InputError(f"{name}: {unknown[0]!r} is not among the codes {', '.join(codes)}")
-        return np.vectorize(table.__getitem__, otypes=[np.float64])(text)
-    try:
-        return text.astype(np.float64)
-    except ValueError:
-        pass
-    for row, word in enumerate(text.ravel().tolist(), start=1):
-        try:
-            float(word)
-        except ValueError:
-            hint = f"; for a column of labels give --codes NAME={','.join(sorted(set(text.ravel().tolist()))[:5])}"
-            few = len(set(text.ravel().tolist())) <= 20
-            raise InputError(f"{name}, row {row}: expected a number, got {word!r}{hint if few else ''}") from None
-    raise InputError(f"{name}: expected numbers, got {field.values.dtype}")
+            raise InputError(f"{name}: {unknown[0][:80]!r} is not among the codes {', '.join(codes)}")
+        return np.array([table[word] for word in words]).reshape(text.shape)
+    if field.values.dtype.kind not in "UO":
+        raise InputError(f"{name}: expected numbers, got {field.values.dtype}")
+    present = [word for word, missing in zip(words, gone.ravel().tolist(), strict=True) if not missing]
+    numbers, wrong = as_numbers(["" if missing else word for word, missing in zip(words, gone.ravel(), strict=True)])
+    if wrong is not None:
+        labels = sorted(set(present))
+        hint = f"; for a column of labels give --codes NAME={','.join(labels[:5])}" if len(labels) <= 20 else ""
+        raise InputError(f"{name}, row {wrong + 1}: expected a number, got {words[wrong][:80]!r}{hint}")
+    return numbers.reshape(text.shape)

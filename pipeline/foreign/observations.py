@@ -17,9 +17,11 @@ from pipeline.foreign.numbers import Numbers, Wanted, field_numbers, numbers_of,
 from pipeline.foreign.read import read_array
 from pipeline.ingest_settings import IngestSettings
 from simulators.protocol import Observable
+from simulators.reading.bounds import ROW_BYTES, need_room
+from simulators.reading.tables import COMPRESSED
+from simulators.units import parse_unit
 
-DIAGONAL = "_diagonal"
-"""What the name of an observable gets for the errors on its diagonal."""
+DIAGONAL = "_diagonal"  # what the name of an observable gets for the errors on its diagonal
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,7 @@ def plan(observables: Sequence[Observable], settings: IngestSettings) -> Plan:
 
 def _root(unit: str) -> str:
     """The unit whose square is `unit`."""
-    from astropy import units
-
-    return (units.Unit(unit) ** 0.5).to_string() if unit else ""
+    return (parse_unit(unit) ** 0.5).to_string() if unit else ""
 
 
 def array_files(settings: IngestSettings) -> dict[str, tuple[Path, Wanted]]:
@@ -181,7 +181,7 @@ def _numbers(file: ForeignFile, plan: Plan) -> dict[str, Numbers]:
             numbers[o.name] = numbers_of(file, plan.columns[o.name], o, codes=codes)
         elif file.find(o.name) is not None:
             numbers[o.name] = numbers_of(file, Wanted(o.name, None), o, codes=codes)
-        elif o.name not in masks and o.name not in plan.diagonal:
+        elif o.name not in masks and o.name not in plan.diagonal and o.default is None:
             raise InputError(
                 f"{file.path}: no column {o.name!r} [{o.unit}]; name one with --column '{o.name}=COLUMN[UNIT]'; the file has {listed([f.name for f in file.fields])}"
             )
@@ -206,7 +206,7 @@ def _labels(file: ForeignFile, name: str, rows: int) -> list[str]:
             f"{file.path}: {name}: expected one label for each of {rows} rows, got shape {field.values.shape}"
         )
     missing = np.zeros(rows, dtype=bool) if field.masked is None else field.masked
-    labels = [str(value).strip() for value in field.values.tolist()]
+    labels = field.labels
     for row, (label, gone) in enumerate(zip(labels, missing, strict=True), start=1):
         if gone or label in ("", "nan"):
             raise InputError(f"{file.path}: {name}, row {row}: no label")
@@ -227,6 +227,7 @@ def _identifiers(file: ForeignFile, name: str | None, count: int, points: Groupi
         name = own.name  # our own layout
     if name is None:
         stem = _stem(file.path)
+        need_room(file.path, count * ROW_BYTES, what=f"{count} observations")
         return (stem,) if count == 1 else tuple(f"{stem}-{row}" for row in range(1, count + 1))
     labels = _labels(file, name, len(file.get(name).values))
     if points is None:
@@ -242,7 +243,7 @@ def _identifiers(file: ForeignFile, name: str | None, count: int, points: Groupi
 
 def _stem(path: Path) -> str:
     """The file's name without .gz and its suffix."""
-    return path.name.removesuffix(".gz").removesuffix(".bz2").rpartition(".")[0] or path.name
+    return COMPRESSED.sub("", path.name).rpartition(".")[0] or path.name
 
 
 # ---------------------------------------------------------------- all files
@@ -283,6 +284,9 @@ def gather(
     laid = {name: join([part.laid[name] for _, part in filled]) for name in reference.laid}
     for name in plan.arrays.keys() - laid.keys():
         laid[name] = _shared_array(plan, name, len(ids))
+    for o in plan.observables:
+        if o.name not in laid and o.default in laid:
+            laid[o.name] = laid[o.default]
     masks = mask_names(plan.observables)
     observables = [o for o in plan.observables if o.name in laid or o.name in masks]
     settled = settle(laid, observables, ids, drop_missing=plan.settings.drop_missing)
@@ -308,7 +312,7 @@ def _from_arrays_alone(plan: Plan) -> Part:
     stem = _stem(next(iter(plan.arrays.values()))[0])
     ids = [stem] if count == 1 else [f"{stem}-{row}" for row in range(1, count + 1)]
     masks = mask_names(plan.observables)
-    missing = [o.name for o in plan.observables if o.name not in laid and o.name not in masks]
+    missing = [o.name for o in plan.observables if o.name not in laid and o.name not in masks and o.default not in laid]
     if missing:
         raise InputError(f"ingest: nothing given for {', '.join(missing)}: give files with these columns, or --array")
     return Part({}, tuple(ids), Dropped())

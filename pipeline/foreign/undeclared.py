@@ -44,18 +44,41 @@ def observables_of(
         uneven |= len(set(sizes)) > 1
         shape = (max(sizes), *shapes.pop()) if sizes else shapes.pop()
         first = fields[0]
-        dtype = "float32" if first.values.dtype == np.float32 else "float64"
+        dtype = "float32" if all(_is_single(field) for field in fields) else "float64"
         role = "context" if first.context else "data"
-        observables.append(Observable(name, shape, _unit(files[0], first, want), role, dtype, label=name))
+        observables.append(
+            Observable(
+                name, shape, "" if name in settings.codes else _unit(files[0], first, want), role, dtype, label=name
+            )
+        )
     if uneven:
         points = max(o.shape[0] for o in observables if o.shape)
         observables.append(Observable(MASK, (points,), role="context"))
     return tuple(observables), settings.model_copy(update={"columns": columns})
 
 
+def _is_single(field: Field) -> bool:
+    """Whether float32 holds all of its numbers."""
+    return all(row.dtype == np.float32 for row in (field.values if field.ragged else [field.values]))
+
+
 def _all_columns(file: ForeignFile, settings: IngestSettings) -> dict[str, str]:
-    """Every array of numbers under a name of its own."""
-    fields = [f for f in file.fields if not f.is_text and f.name not in (settings.id, settings.group)]
+    """Every array of numbers under a name of its own; single numbers of HDF5, which are no arrays, where they have a unit.
+
+    Text with a unit is meant to be numbers, and is refused where it is none.
+
+    Raises:
+        InputError: two of one name, or none at all.
+    """
+    fields = [
+        f
+        for f in file.fields
+        if (f.unit or not f.is_text)
+        and f.name not in (settings.id, settings.group)
+        and (f.values.ndim or f.unit is not None)
+    ]
+    for f in fields:
+        file.get(f.name)
     if not fields:
         raise InputError(f"{file.path}: has no arrays of numbers")
     last = [_identifier(f.name.rpartition("/")[2]) for f in fields]
@@ -94,6 +117,6 @@ def _points(file: ForeignFile, field: Field, settings: IngestSettings) -> list[i
     if not field.by_row:
         return []
     if settings.group is not None:
-        labels = file.get(settings.group).values.astype(str)
+        labels = file.get(settings.group).labels
         return np.unique(labels, return_counts=True)[1].tolist()
     return [len(field.values)] if settings.rows == "points" else []

@@ -21,12 +21,13 @@ from pipeline.foreign.undeclared import observables_of
 from pipeline.ingest_settings import IngestSettings
 from pipeline.progress import console, progress_bar
 from pipeline.settings import CaseSettings
+from pipeline.stages.ingest_design import settings_without, simulator_for
 from pipeline.stages.observed import load_observation
-from pipeline.stages.run import Run, with_digests
+from pipeline.stages.run import with_digests
 from pipeline.store import content_key, file_sha256, is_data_file, read_key, stamp, write_data
 from simulators.protocol import Observable, Simulator
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ def ingest(case: CaseSettings | None, inputs: Sequence[Path], out: Path, *, sett
     """
     meter = Meter()
     check_paths(inputs, out)
-    simulator = None if case is None else Run(case, out.parent).simulator
+    simulator = None if case is None else simulator_for(case, inputs, settings, out=out)
     arrays = array_files(settings)
     digests = _digests([*inputs, *(path for path, _ in arrays.values())])
     described = {
-        "simulator": {} if case is None else with_digests(case.dump("simulator")["simulator"]),
+        "simulator": {} if case is None else with_digests(settings_without(case.dump("simulator")["simulator"], out)),
         "observables": [] if simulator is None else [asdict(o) for o in simulator.observables],
         "ingest": settings.model_dump(mode="json")
         | {"arrays": {name: [path.name, want.name, want.unit] for name, (path, want) in arrays.items()}},

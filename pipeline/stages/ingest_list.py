@@ -17,7 +17,7 @@ from pipeline.foreign.read import read_foreign
 from pipeline.ingest_settings import IngestSettings
 from pipeline.settings import CaseSettings
 from pipeline.stages.ingest import by_its_reader, check_paths, read_observations
-from pipeline.stages.run import Run
+from pipeline.stages.ingest_design import simulator_for
 from simulators.protocol import Observable, Simulator
 
 
@@ -33,7 +33,7 @@ def list_inputs(case: CaseSettings | None, inputs: Sequence[Path], *, settings: 
     for path, file in files.items():
         terminal.print(f"{path}: {file.kind}{f'; {file.note}' if file.note else ''}")
         terminal.print(_arrays(file))
-    simulator = None if case is None else Run(case, Path()).simulator
+    simulator = None if case is None else simulator_for(case, inputs, settings, out=None)
     if simulator is not None:
         own = by_its_reader(simulator, inputs, settings, dict(files))
         terminal.print(f"simulator {simulator.name} wants{', and reads these files itself' if own else ''}")
@@ -75,6 +75,8 @@ def _shape(field: Field) -> str:
 
 
 def _missing(field: Field) -> int:
+    if field.ragged:
+        return int(sum(np.isnan(row).sum() for row in field.values if row.dtype.kind == "f"))
     marked = np.zeros(field.values.shape, dtype=bool) if field.masked is None else field.masked
     if field.values.dtype.kind == "f":
         marked = marked | ~np.isfinite(field.values)

@@ -76,7 +76,7 @@ def linked_shards(path: Path) -> dict[str, list[tuple[str, int, int]]]:
             sources = item.virtual_sources() if item.is_virtual else []
             found[name] = sorted(((s.file_name, *_rows(s)) for s in sources), key=lambda entry: entry[1])
 
-    with open_hdf5(path) as file:
+    with open_hdf5(path, layout_only=True) as file:
         file.visititems(note)
     return found
 
@@ -91,7 +91,7 @@ def forget_what_lost_its_shards(path: Path) -> None:
     if read_key(path) is None:
         return
     try:
-        with open_hdf5(path) as file:
+        with open_hdf5(path, layout_only=True) as file:
             key = file.attrs.get(SHARD_KEY)
         shards = {name for name, _, _ in linked_shards(path).get("theta", [])}
     except (OSError, RuntimeError, InputError):

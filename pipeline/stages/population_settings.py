@@ -7,12 +7,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import InputError
 from pipeline.settings import Fraction, Positive, PositiveFloat, Settings
 from simulators.priors import distribution_from_spec
+from simulators.reading.bounds import read_text
+from simulators.reading.yaml_text import read_yaml
 
 PLACEHOLDERS = (1.0, 2.0)
 """Numbers that every family takes in the place of hyperparameters, to check its name and how many it has."""
@@ -107,12 +108,7 @@ def load_population(path: Path) -> PopulationSettings:
     Raises:
         InputError: one line that names the file, the key and what was expected.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    values = read_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
     try:

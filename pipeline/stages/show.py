@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
 from rich.console import Console
 from rich.tree import Tree
 
@@ -45,23 +46,32 @@ def show(path: Path) -> None:
                 part = file.get_slice(name)
                 tree.add(f"{name}  {tuple(part.get_shape())} {part.get_dtype()}")
     else:
-        with open_hdf5(path) as file:
+        with open_hdf5(path, layout_only=True) as file:
             _show_origin(tree, file.attrs, path)
             _show_attributes(tree, file.attrs)
-            _show_group(tree, file)
+            _show_group(tree, file, set())
     # so wide that nothing is cut: the terminal, or `less -S`, does with long lines what its user wants
     Console(highlight=False, soft_wrap=True, markup=False, width=10_000).print(tree)
 
 
-def _show_group(tree: Tree, group: h5py.Group) -> None:
+def _show_group(tree: Tree, group: h5py.Group, seen: set[int]) -> None:
+    """Members of a group; one that is reached twice, as from a group that contains itself, is shown once."""
+    seen.add(h5o.get_info(group.id).addr)
     for name in group:
+        link = group.get(name, getlink=True)
+        if isinstance(link, (h5py.SoftLink, h5py.ExternalLink)):  # not followed: it may lead out of the file
+            tree.add(
+                f"{name}  link to {link.path}" + (f" in {link.filename}" if isinstance(link, h5py.ExternalLink) else "")
+            )
+            continue
         item = group.get(name)
-        if item is None:
-            tree.add(f"{name}  link to nothing")
-        elif isinstance(item, h5py.Group):
+        if isinstance(item, h5py.Group):
             branch = tree.add(f"{name}/")
+            if h5o.get_info(item.id).addr in seen:
+                branch.add("shown already")
+                continue
             _show_attributes(branch, item.attrs)
-            _show_group(branch, item)
+            _show_group(branch, item, seen)
         elif isinstance(item, h5py.Dataset):
             unit = item.attrs.get("unit", item.attrs.get("units", ""))
             extra = " virtual" if item.is_virtual else ""

@@ -11,7 +11,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import yaml
 
 from pipeline.config import case_from_values
 from pipeline.errors import InputError
@@ -23,6 +22,7 @@ from pipeline.stages.run import OUTPUTS, Run, checksum_path, hold
 from pipeline.stages.shard import FAILED_COUNT, FOLDER, SHARD, shard_key
 from pipeline.stages.simulate import simulate
 from pipeline.store import as_text, file_sha256, input_digest, open_hdf5, read_attribute
+from simulators.reading.yaml_text import read_yaml
 
 READ_ROWS_BYTES = 1 << 26
 """Read at once."""
@@ -138,7 +138,7 @@ def _check_link(path: Path, bad: set[Path]) -> None:
     """Every dataset covers all rows, in the order of the shards, by shards that are there and have as many rows."""
     _check_sum(path)
     folder = path.parent
-    with open_hdf5(path) as file:
+    with open_hdf5(path, layout_only=True) as file:
         count, failed = int(np.asarray(file.attrs[SHARDS])), int(np.asarray(file.attrs[FAILED_COUNT]))
         lengths = {name: len(d) for name, d in _datasets(file)}
     failed_there = 0
@@ -281,7 +281,7 @@ def _stored_case(folder: Path) -> CaseSettings:
 def _case_in(text: str | None) -> CaseSettings | None:
     """The case that settings spell out; None if they do not."""
     try:
-        values = yaml.safe_load(text) if text else None
+        values = read_yaml(text, "settings") if text else None
         return case_from_values(values, "settings") if isinstance(values, dict) else None
-    except (InputError, yaml.YAMLError):
+    except InputError:
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,16 @@ from pipeline.errors import InputError
 from pipeline.schema import PROVENANCE
 from pipeline.store.complete import complete_or_absent
 from pipeline.store.deferred import DeferredErrors
+from simulators.reading.hdf5 import load_filters, open_hdf5
+
+__all__ = [
+    "as_text",
+    "checked_text",
+    "create_dataset",
+    "hdf5_content_digest",
+    "open_hdf5",
+    "write_hdf5",
+]
 
 CHUNK_BYTES = 1 << 20
 
@@ -62,7 +71,7 @@ def _compression_filter(compression: str) -> Mapping[str, Any]:
     """
     if compression == "none":
         return {}
-    if not _load_filters():
+    if not load_filters():
         raise InputError(
             f"simulate.compression: {compression} needs the package hdf5plugin: pip install 'elboscope[compression]'"
         )
@@ -71,15 +80,6 @@ def _compression_filter(compression: str) -> Mapping[str, Any]:
     if compression == "zstd":
         return {**hdf5plugin.Zstd(clevel=3), "shuffle": True}
     return {**hdf5plugin.Blosc2(cname="zstd", clevel=5, filters=hdf5plugin.Blosc2.SHUFFLE)}
-
-
-def _load_filters() -> bool:
-    """Let HDF5 read Zstd and Blosc2, if hdf5plugin is installed."""
-    if find_spec("hdf5plugin") is None:
-        return False
-    import hdf5plugin  # noqa: F401  # registers its filters
-
-    return True
 
 
 def write_hdf5(path: Path, fill: Callable[[h5py.File], None], attributes: Mapping[str, Any]) -> None:
@@ -100,28 +100,6 @@ def write_hdf5(path: Path, fill: Callable[[h5py.File], None], attributes: Mappin
                 raise
         if target.error is not None:
             raise target.error
-
-
-def open_hdf5(path: Path, *, chunk_cache_bytes: int | None = None) -> h5py.File:
-    """Open an HDF5 file for reading, without a file lock: no file of ours changes under its final name.
-
-    Args:
-        path: of the file.
-        chunk_cache_bytes: of each dataset; None: HDF5's own choice.
-
-    Raises:
-        InputError: missing, not HDF5, or truncated.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    _load_filters()
-    try:
-        try:
-            return h5py.File(path, "r", locking=False, rdcc_nbytes=chunk_cache_bytes)
-        except OSError:  # opened with a lock in this process already, by ArviZ say: HDF5 wants the same again
-            return h5py.File(path, "r", rdcc_nbytes=chunk_cache_bytes)
-    except (OSError, RuntimeError):
-        raise InputError(f"{path}: not an HDF5 file, or a truncated one") from None
 
 
 def as_text(value: Any) -> str:

@@ -12,13 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import h5py
 import torch
 
 from pipeline.cost import Cost, cost_from
 from pipeline.errors import InputError
 from pipeline.schema import CONTENT_KEY, INPUTS, PROVENANCE, SCHEMA, SCHEMA_VERSION, SETTINGS, STAGE
-from pipeline.store.hdf5 import as_text
+from pipeline.store.hdf5 import as_text, open_hdf5
 from pipeline.store.weights import read_safetensors_header
 
 RECORDED_PACKAGES = (
@@ -83,7 +82,7 @@ def read_attribute(path: Path, name: str) -> str | None:
                 head = file.read(500)
             _, found, rest = head.partition(f'<meta name="{name}" content="')
             return rest.partition('"')[0] if found else None
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path, layout_only=True) as file:
             value = file.attrs.get(name)
             return as_text(value) if value is not None else None
     except (OSError, ValueError, InputError):

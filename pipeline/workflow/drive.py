@@ -17,8 +17,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.config import load_case
 from pipeline.errors import InputError
 from pipeline.progress import Advance, console, progress_bar
@@ -27,6 +25,7 @@ from pipeline.store import write_text
 from pipeline.workflow.jobs import Jobs, Stage
 from pipeline.workflow.logs import last_word
 from pipeline.workflow.profile import Profile
+from simulators.reading.yaml_text import write_yaml
 
 HERE = Path(__file__).parent
 CASE = "workflow/case.yaml"
@@ -35,7 +34,7 @@ CASE = "workflow/case.yaml"
 def write_case(case: CaseSettings, folder: Path) -> None:
     """Keep the resolved case in the run folder: a queued job does not see later edits of the YAML."""
     values = case.dump() | case.dump("resources")
-    write_text(folder / CASE, yaml.safe_dump(values, sort_keys=False))
+    write_text(folder / CASE, write_yaml(values))
 
 
 def saved_case(folder: Path) -> CaseSettings:

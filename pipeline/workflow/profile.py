@@ -9,10 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import InputError
+from simulators.reading.bounds import read_text
+from simulators.reading.yaml_text import read_yaml, write_yaml
 
 GROWING = ("minutes", "walltime")
 FIXED = ("name", "stage", "log", "cores", "memory_mb", "nodes", "tasks", "gpus", "gpu_options")
@@ -81,13 +82,10 @@ def load_profile(name: str) -> Profile:
         InputError: no such profile, or a line of it is wrong.
     """
     path = shared_profiles().get(name, Path(name))
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError:
+    if not path.exists():
         known = ", ".join(shared_profiles())
-        raise InputError(f"--profile {name}: no such file, and not one of {known}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+        raise InputError(f"--profile {name}: no such file, and not one of {known}")
+    values = read_yaml(read_text(path), str(path))
     try:
         profile = Profile.model_validate(values)
     except ValidationError as error:
@@ -106,7 +104,7 @@ def write_profile(profile: Profile, folder: Path) -> None:
     """Keep the profile in the run folder, for `elboscope status`."""
     from pipeline.store import write_text  # torch
 
-    write_text(folder / KEPT, yaml.safe_dump(profile.model_dump(), sort_keys=False))
+    write_text(folder / KEPT, write_yaml(profile.model_dump()))
 
 
 def saved_profile(folder: Path) -> Profile:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from simulators.fermi.belt import PixelTable, lattice, pixel_table
 from simulators.fermi.king_psf import King, KingPsf
+from simulators.reading.hdf5 import open_hdf5
 
 SMOOTH = ("gce", "iso", "bub", "psc", "pibrem", "ics")
 """Templates of emission without sources that are resolved: dark matter or faint sources (gce), isotropic, bubbles, 3FGL sources,
@@ -121,15 +122,9 @@ def read_sky(path: Path | str, *, disk: str = "thin") -> Sky:
 
 def _read_arrays(path: Path, templates: tuple[str, ...]) -> dict[str, Any]:
     """Arrays and attributes of the file, checked for presence, shape and order of parameters."""
-    import h5py
-
     names = ["counts", "exposure_cm2_s", "mask_analysis", "mask_normalisation"]
     names += [f"templates/{name}" for name in templates]
-    try:
-        file = h5py.File(path, "r")
-    except OSError:
-        raise ValueError(f"{path}: not an HDF5 file, or a truncated one") from None
-    with file:
+    with open_hdf5(path) as file:
         missing = [n for n in (*names, "pixel", "prior_low", "prior_high", "psf_king_2GeV") if n not in file]
         missing += [f"attribute {n}" for n in ("nside", "ordering", "parameters") if n not in file.attrs]
         if missing:

@@ -159,8 +159,8 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x80")
     for path, message in (
-        (tmp_path / "none.yaml", "No such file"),
-        (tmp_path, "Is a directory"),
+        (tmp_path / "none.yaml", "no such file"),
+        (tmp_path, "is a directory"),
         (binary, "not UTF-8 text"),
     ):
         with pytest.raises(InputError, match=message) as error:
@@ -234,7 +234,7 @@ def test_a_later_override_wins_and_a_null_block_is_filled() -> None:
         ("train.phases.2.steps=5", "--set train.phases.2.steps=5: train.phases has entries 0 to 0, not '2'"),
         ("train.phases.first.steps=5", "train.phases has entries 0 to 0, not 'first'"),
         ("train.phases.-1.steps=5", "train.phases has entries 0 to 0, not '-1'"),
-        ("seed=[1", "--set seed=[1: the value is not valid YAML"),
+        ("seed=[1", "--set seed=[1: not valid YAML at line 1, column 3"),
         ("train.stpes=500", "unknown key 'train.stpes'; did you mean 'train.steps'?"),
         ("train.steps=many", "train.steps: Input should be a valid integer"),
     ],
@@ -315,3 +315,39 @@ def test_the_schema_for_editors_is_that_of_the_settings(root: Path) -> None:
     """`elboscope schema --out configs/case.schema.json` after a change of settings."""
     stored = json.loads((root / "configs/case.schema.json").read_text(encoding="utf-8"))
     assert stored == json.loads(json.dumps(json_schema()))
+
+
+# ------------------------------------------------------------ what YAML makes of it
+
+
+def test_a_block_whose_lines_are_commented_out_has_its_defaults(tmp_path: Path) -> None:
+    text = (
+        "simulator:\n  name: linear_gaussian\n  options:\ntrain:\n  phases:\n  guard:\ninfer:\n  refine:\nvalidate:\n"
+    )
+    least = written(tmp_path, "simulator: {name: linear_gaussian}\n", "least.yaml")
+    empty = written(tmp_path, text)
+    assert load_case(empty, ["name=least"]) == load_case(least)
+    assert "simulate.count: Input should be a valid integer" in message_of(
+        "simulator: {name: linear_gaussian}\nsimulate: {count: }\n", folder=tmp_path
+    )
+
+
+def test_numbers_with_exponents(tmp_path: Path) -> None:
+    text = "simulator: {name: linear_gaussian, options: {noise_scale: 1e-3}}\nsimulate: {count: 1e5}\n"
+    read = load_case(written(tmp_path, text))
+    assert read.simulate.count == 100_000
+    assert read.simulator.options == {"noise_scale": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("seed: 1\nseed: 2", "the key 'seed' is given twice"),
+        ("seed: 0100", "0100 is read differently by different programs"),
+        ("simulate: {count: 1:30}", "1:30 is read differently by different programs"),
+        ('"a[0]": 1', "unknown key 'a[0]'; known here: name, title"),
+        ("1: 2", "1: Keys should be strings"),
+    ],
+)
+def test_what_is_read_differently_elsewhere_is_refused(line: str, said: str, tmp_path: Path) -> None:
+    assert said in message_of(f"simulator: {{name: linear_gaussian}}\n{line}\n", folder=tmp_path)

@@ -425,7 +425,8 @@ def test_what_is_no_hdf5_file_is_refused(path: Path, tmp_path: Path) -> None:
     truncated = tmp_path / "truncated.h5"
     truncated.write_bytes(path.read_bytes()[:3000])
     assert refused(truncated) == "not an HDF5 file, or a truncated one"
-    assert refused(tmp_path / "none.h5") == refused(tmp_path) == "no such file"
+    assert refused(tmp_path / "none.h5") == "no such file"
+    assert refused(tmp_path) == "is a directory"
     assert not any(store.is_data_file(p) for p in (text, tmp_path / "none.h5", tmp_path))
 
 

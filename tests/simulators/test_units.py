@@ -69,3 +69,28 @@ def test_logarithmic_units_are_not_converted_by_a_factor(given: str, wanted: str
     with pytest.raises(ValueError, match=r"cannot be converted"):
         conversion_factor(given, wanted, "column")
     assert conversion_factor(given, given, "column") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("unit_from", "unit_to"),
+    [
+        ("mag(AB)", "Jy"),
+        ("dex(cm/s2)", "cm/s2"),
+        ("dB(mW)", "W"),
+        ("Jy", "mag(AB)"),
+        ("mag(Jy)", "mag(mJy)"),
+        ("dex(1)", ""),
+    ],
+)
+def test_what_is_no_factor_is_refused(unit_from: str, unit_to: str) -> None:
+    """20 mag(AB) is 3.6e-5 Jy; as a factor it was 28909 Jy."""
+    with pytest.raises(ValueError, match="times a factor: convert the values, and their errors, yourself"):
+        conversion_factor(unit_from, unit_to, "x")
+
+
+@pytest.mark.parametrize("unit", ["deg_C", "mag", "dex", "dB"])
+def test_offsets_and_bare_logarithms_have_no_factor_either(unit: str) -> None:
+    with pytest.raises(ValueError, match="cannot be converted"):
+        conversion_factor(unit, "K" if unit == "deg_C" else "", "x")
+    assert conversion_factor("dB", "mag", "x") == pytest.approx(-0.25)
+    assert conversion_factor("mag(AB)", "mag(AB)", "x") == 1

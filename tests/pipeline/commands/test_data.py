@@ -83,7 +83,7 @@ def test_a_simulator_by_its_name(folder: Path) -> None:
         ),
         (("ingest", "case.yaml", "stars.csv", "--rows", "pixels", "--out", "o.h5"), "ingest: rows: Input should be"),
         (("ingest", "nothing", "stars.csv", "--out", "o.h5"), "unknown simulator 'nothing'"),
-        (("ingest", "no.yaml", "stars.csv", "--out", "o.h5"), "no.yaml: cannot be read"),
+        (("ingest", "no.yaml", "stars.csv", "--out", "o.h5"), "no.yaml: no such file"),
         (("ingest", "none", "fetch:k2_24", "--out", "o.h5"), "run `elboscope fetch k2_24`"),
         (("fetch",), "expected a dataset: k2_24, "),
         (("fetch", "k2_42"), "did you mean 'k2_24'?"),

@@ -99,3 +99,21 @@ def test_elements_from_several_columns() -> None:
 
 def test_complex_columns_are_refused_and_not_halved() -> None:
     assert "is complex, expected real numbers" in refused(one([1 + 2j, 0, 1], "m / s"))
+
+
+def test_an_inverse_covariance_is_known_by_its_unit() -> None:
+    covariance = np.array([[2.0, 1.0], [1.0, 3.0]])
+    wants = Observable("covariance", (2, 2), "mag2", role="context")
+    for given, want in ((None, "rv[1/mag2]"), ("mag-2", "rv")):
+        file = ForeignFile(Path("a"), "text", (Field("rv", np.linalg.inv(covariance), given),))
+        np.testing.assert_allclose(numbers_of(file, wanted(want, "x"), wants).values, covariance, rtol=1e-14)
+    milli = ForeignFile(Path("a"), "text", (Field("rv", np.linalg.inv(covariance) * 1e-6, "mmag-2"),))
+    np.testing.assert_allclose(numbers_of(milli, wanted("rv", "x"), wants).values, covariance, rtol=1e-12)
+    singular = ForeignFile(Path("a"), "text", (Field("rv", np.ones((2, 2)), "mag-2"),))
+    with pytest.raises(InputError, match="cannot be inverted"):
+        numbers_of(singular, wanted("rv", "x"), wants)
+
+
+@pytest.mark.parametrize("word", ["1_5", "1e", "0x10", "1,234.5", "1,5", "１５", "NA"])
+def test_words_that_are_no_numbers(word: str) -> None:
+    assert f"row 2: expected a number, got {word!r}" in refused(one(["1", word], "m / s"))

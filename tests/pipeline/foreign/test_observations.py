@@ -307,3 +307,54 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, light_curve: Simulator, s
         spectrum.observables, tmp_path / "b.npz", columns={"flux": "flux[Jy]", "covariance": "covariance[Jy2]"}
     )
     assert "nothing to read" in refused(wants)
+
+
+# ------------------------------------------------------------ names, types, defaults
+
+
+def test_identifiers_stay_as_they_are_written(tmp_path: Path) -> None:
+    flux = (Observable("flux", (), "Jy"),)
+    path = write(tmp_path, "name,flux [Jy]\n0012,1\n12,2\n1e5,3\n100000.0,4\n")
+    assert made(flux, path, id="name").ids == ("0012", "12", "1e5", "100000.0")
+    numbers = write(tmp_path, "name,flux [Jy]\n1.10,1\n1.1,2\n12345678901234567890,3\n", "b.csv")
+    assert made(flux, numbers, id="name").ids == ("1.10", "1.1", "12345678901234567890")
+
+
+def test_groups_stay_as_they_are_written(tmp_path: Path, light_curve: Simulator) -> None:
+    path = write(tmp_path, LONG.replace("A,", "007,").replace("B,", "07,"))
+    assert made(light_curve.observables, path, columns=COLUMNS, group="star").ids == ("07", "007")
+
+
+def test_two_columns_of_one_name_are_refused_where_they_are_wanted(tmp_path: Path) -> None:
+    flux = (Observable("flux", (), "Jy"),)
+    both = write(tmp_path, "flux [Jy],flux [mJy],id\n1,2,a\n")
+    assert "2 columns or arrays with the name 'flux': rename all but one" in refused(flux, both)
+    cases = write(tmp_path, "FLUX [Jy],Flux [Jy]\n1,2\n", "b.csv")
+    assert "'flux' may be FLUX or Flux: write it in full" in refused(flux, cases)
+    assert made(flux, cases, columns={"flux": "Flux"}).x["flux"].tolist() == [2]
+
+
+def test_what_is_absent_is_taken_from_its_default(tmp_path: Path) -> None:
+    redshifts = (Observable("z", ()), Observable("zhel", (), default="z"))
+    got = made(redshifts, write(tmp_path, "z,other\n0.1,5\n0.2,6\n"))
+    assert got.x["zhel"].tolist() == got.x["z"].tolist() == [0.1, 0.2]
+    got = made(redshifts, write(tmp_path, "z,zhel\n0.1,0.11\n0.2,0.21\n"))
+    assert got.x["zhel"].tolist() == [0.11, 0.21]
+
+
+def test_files_of_different_types_have_the_widest(tmp_path: Path) -> None:
+    """A Julian date in single precision is good to three hours."""
+    import h5py
+
+    from pipeline.foreign.read import read_foreign
+    from pipeline.foreign.undeclared import observables_of
+    from pipeline.ingest_settings import IngestSettings
+
+    for name, dtype in (("a", "f4"), ("b", "f8")):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["time"] = np.array([2457000.25, 2457001.25], dtype=dtype)
+            file["time"].attrs["unit"] = "d"
+    files = [read_foreign(tmp_path / name) for name in ("a.h5", "b.h5")]
+    for order in (files, files[::-1]):
+        assert observables_of(order, IngestSettings())[0][0].dtype == "float64"
+    assert observables_of(files[:1], IngestSettings())[0][0].dtype == "float32"

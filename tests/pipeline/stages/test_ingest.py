@@ -18,6 +18,7 @@ from pipeline.errors import InputError
 from pipeline.ingest_settings import IngestSettings
 from pipeline.settings import CaseSettings
 from pipeline.stages.ingest import ingest, read_observations
+from pipeline.stages.ingest_list import list_inputs
 from pipeline.stages.observed import load_observation
 from pipeline.store import hdf5_content_digest, read_data, write_data
 from simulators.protocol import Data, Observable
@@ -197,3 +198,24 @@ def test_paths_that_do_not_fit(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=said):
             ingest(None, inputs, out, settings=IngestSettings())
     assert not (tmp_path / "o.h5").exists()
+
+
+RADVEL_TABLE = "errvel,t,vel\n" + "".join(f"1.5,{2364.5 + i},{i - 3.0}\n" for i in range(6))
+
+
+@pytest.mark.parametrize("columns", [{}, RADVEL])
+def test_the_observation_that_the_simulator_is_designed_from(columns: dict[str, str], tmp_path: Path) -> None:
+    """`design: {observation: FILE}` while FILE is what is made: its points come from what is read."""
+    (tmp_path / "star.csv").write_text(RADVEL_TABLE)
+    out = tmp_path / "star.h5"
+    config = case(design={"observation": str(out)})
+    settings = IngestSettings(columns=columns)
+    list_inputs(config, [tmp_path / "star.csv"], settings=settings)
+    ingest(config, [tmp_path / "star.csv"], out, settings=settings)
+    first = out.stat().st_mtime_ns
+    assert contents(out)["velocity"] == [[-3, -2, -1, 0, 1, 2]]
+    assert RadialVelocity(**config.simulator.options).observables[0].shape == (6,)
+    ingest(config, [tmp_path / "star.csv"], out, settings=settings)  # the design is there now: still the same
+    assert out.stat().st_mtime_ns == first
+    with pytest.raises(InputError, match="no file"):
+        ingest(case(design={"observation": str(tmp_path / "none.h5")}), [tmp_path / "star.csv"], out, settings=settings)

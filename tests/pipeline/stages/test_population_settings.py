@@ -65,7 +65,7 @@ def test_a_mistake_is_one_line_that_says_what_to_change(tmp_path: Path, name: st
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.yaml: cannot be read"):
+    with pytest.raises(InputError, match=r"none\.yaml: no such file"):
         load_population(tmp_path / "none.yaml")
 
 

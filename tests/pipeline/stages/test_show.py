@@ -59,3 +59,21 @@ def test_foreign_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "a  (2,) float64  [m]" in shown
     with pytest.raises(InputError, match="no such file"):
         show(tmp_path / "none.h5")
+
+
+def test_groups_within_each_other_are_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A link to / and 2^24 ways through groups that share their members: both ended never."""
+    import h5py
+
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["me"] = file["/"]
+        file["soft"] = h5py.SoftLink("/")
+        file.create_group("g0")
+        for i in range(1, 25):
+            group = file.create_group(f"g{i}")
+            group["a"] = group["b"] = file[f"g{i - 1}"]
+    show(tmp_path / "a.h5")
+    shown = capsys.readouterr().out
+    assert "soft  link to /" in shown
+    assert shown.count("shown already") == 49 - 24 + 24
+    assert len(shown.splitlines()) < 200
