@@ -190,19 +190,20 @@ def sample(distribution: Distribution, count: int, generator: torch.Generator) -
 
 
 def need_in_support(distribution: Distribution, theta: Tensor, what: str) -> None:
-    """Refuse draws theta (N, D) that leave the support of a joint distribution.
+    """Refuse draws theta (N, ..., D) that leave the support of a distribution.
 
     Raises:
         InputError: of another shape, not finite, or outside.
     """
-    expected = (*theta.shape[:1], *distribution.event_shape)
+    expected = (*theta.shape[:1], *distribution.batch_shape, *distribution.event_shape)
     if tuple(theta.shape) != expected:
         raise InputError(f"{what}: draws have shape {tuple(theta.shape)}, expected {expected}: mend its `sample`")
     support: Any = distribution.support
     inside = support.check(theta)
-    inside = inside.reshape(len(theta), -1).all(1) & theta.isfinite().all(-1)  # a product checks each number
+    inside = inside.reshape(len(theta), -1).all(1)  # a product checks each number
+    inside = inside & theta.isfinite().reshape(len(theta), -1).all(1)
     if not bool(inside.all()):
-        first = ", ".join(f"{v:.6g}" for v in theta[~inside][0].tolist())
+        first = ", ".join(f"{v:.6g}" for v in theta[~inside][0].flatten().tolist())
         raise InputError(
             f"{what}: {int((~inside).sum())} of {len(theta)} draws lie outside the support of the prior, the first at theta = "
             f"({first}): mend its `sample` or its `support`"

@@ -57,6 +57,10 @@ MEANING: dict[str, tuple[str, str]] = {
         "is reliable.",
     ),
     "proposals": ("Weighted draws", "Draws behind these numbers; few where the weights are nearly equal."),
+    "largest_weight": (
+        "Largest weight",
+        "Over the mean weight. Where no draw counts for more than three, the shape of the tail, Pareto k, says nothing.",
+    ),
     "rounding": (
         "Rounding of the weights",
         "What floating point may add to the difference of two log weights. Above 0.01 nats the weights are noise.",

@@ -26,9 +26,11 @@ ALWAYS_MADE = {
     "refused", "likelihood_calls", "repeated_fraction",
 }  # fmt: skip
 """Of any other number NaN says that nothing was sampled, searched, checked or learned: it has no line."""
+EVEN = 3.0
+"""Times the mean weight up to which the largest one makes no tail (`stages.verdicts`)."""
 MOST_ROUNDING = 0.01
 """Nats of rounding above which log weights are noise."""
-MOST_UNCOVERED = 0.01
+MOST_UNCOVERED = 0.005
 """Share of the posterior, found and not covered, above which that is a failure."""
 
 
@@ -81,6 +83,8 @@ def certificate_value(name: str, certificate: Mapping[str, float]) -> str:
         return numbers.count(value)
     if name in PROBABILITIES:
         return numbers.probability(value)
+    if name == "largest_weight":
+        return f"{numbers.fixed(value, 1)} times the mean"
     if name.endswith("pareto_k") or name == "surrogate_width":
         return numbers.fixed(value, 2)
     if name == "surrogate_shift":
@@ -106,11 +110,13 @@ def _judge(name: str, certificate: Mapping[str, float], infer: InferSettings) ->
         draws = infer.most_proposals if amortized else certificate.get("proposals", infer.most_proposals)
         return _judge_ess(value, draws, infer, amortized)
     if name.endswith("pareto_k"):
-        return _judge_pareto_k(value, infer, amortized)
+        even = not amortized and certificate.get("largest_weight", math.inf) <= EVEN
+        return ("pass", "no weight is large: no tail") if even else _judge_pareto_k(value, infer, amortized)
     if name == "log_evidence":
         k = certificate.get("pareto_k", math.inf)
         error = "Monte Carlo error" if is_learned(certificate) else "error"
-        reliable = math.isfinite(value) and k <= infer.corrected_pareto_k
+        even = certificate.get("largest_weight", math.inf) <= EVEN
+        reliable = math.isfinite(value) and (even or k <= infer.corrected_pareto_k)
         return ("pass", f"its {error} can be trusted") if reliable else ("fail", f"its {error} cannot be trusted")
     if name == "amortized_log_evidence":
         return _judge_agreement(certificate)

@@ -158,7 +158,7 @@ def test_says_what_a_referee_has_to_know(content):
     assert SURROGATE in words(render_report(dataclasses.replace(content, surrogate_likelihood=True)))
     for expected in ("+0.010", "−103.3487 ± 0.0026", "54,100", "3 min 1 s", "with training"):
         assert expected in text
-    for expected in ("✓ Passed", "500 simulations", "0.67", "rolled back", "kept", "torch 2.13.0", "Mind & this."):
+    for expected in ("✓ Calibrated", "500 simulations", "0.67", "rolled back", "kept", "torch 2.13.0", "Mind & this."):
         assert expected in text
 
 

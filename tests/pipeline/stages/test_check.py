@@ -99,7 +99,6 @@ WRONG: dict[str, tuple[str, str]] = {
         "    def log_prob(self, value):\n        return torch.zeros(value.shape[:-1], dtype=value.dtype)\nprior = Off()",
         r"of 16 draws lie outside the support of the prior, the first at theta = \(",
     ),
-    "float32 prior": ("parameters = tuple(Parameter(n, torch.distributions.Uniform(2457000.0, 2457001.0)) for n in 'ab')", r"16 draws of 'a' hold [1-5] different numbers: give its prior float64"),
     "batch prior": ("prior = Normal(torch.zeros(2), torch.ones(2))", r"prior has batch shape \(2,\) and event shape \(\), expected \(\) and \(2,\)"),
     "vector prior": ("parameters = (Parameter('a', Normal(torch.zeros(1), torch.ones(1))),)", r"expected a prior of one number, got one of shape \(1,\)"),
 }  # fmt: skip

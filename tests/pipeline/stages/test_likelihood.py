@@ -15,6 +15,7 @@ from pipeline.config import load_case
 from pipeline.errors import InputError
 from pipeline.estimators.learned_likelihood import learned_part
 from pipeline.estimators.posterior import load_posterior
+from pipeline.search_settings import SearchSettings
 from pipeline.settings import CaseSettings
 from pipeline.stages.check import check
 from pipeline.stages.infer import infer
@@ -82,14 +83,15 @@ def test_outcomes_are_checked_at_their_draws_each_by_itself(hidden: Run) -> None
     """The simulator is asked; an observation's figures do not depend on what is beside it; off: nothing changes."""
     posterior = load_posterior(hidden.output("train"))
     settings, x = hidden.case.infer, hidden.observation().x
-    outcomes = climb_all(posterior, x, settings=settings, seed=1, index=0)
+    unchecked = settings.model_copy(update={"surrogate_check": 0, "search": SearchSettings(when="never")})
+    outcomes = climb_all(posterior, x, settings=unchecked, seed=1, index=0)
     both = check_learned(posterior, x, outcomes, settings=settings, seed=1, index=0)
     second = check_learned(posterior, one_row(x, 1), outcomes[1:], settings=settings, seed=1, index=1)
-    assert both[1].surrogate == second[0].surrogate
+    assert both[1].examined.surrogate == second[0].examined.surrogate
     for before, outcome in zip(outcomes, both, strict=True):
-        p_value = outcome.surrogate["surrogate_check"]
+        p_value = outcome.examined.surrogate["surrogate_check"]
         assert 0 < p_value <= 1
-        assert outcome.surrogate["surrogate_failed"] == 0
+        assert outcome.examined.surrogate["surrogate_failed"] == 0
         differs = p_value < settings.surrogate_below
         assert ("differs from the simulator" in outcome.note) == differs
         assert outcome.verdict == ("failed" if differs else before.verdict)
@@ -97,7 +99,7 @@ def test_outcomes_are_checked_at_their_draws_each_by_itself(hidden: Run) -> None
         posterior, x, outcomes, settings=settings.model_copy(update={"surrogate_check": 0}), seed=1, index=0
     )
     assert [o.verdict for o in off] == [o.verdict for o in outcomes]
-    assert all(math.isnan(o.surrogate["surrogate_check"]) for o in off)
+    assert all(math.isnan(o.examined.surrogate["surrogate_check"]) for o in off)
 
 
 def test_results_say_that_the_likelihood_is_learned_and_of_what_summary(hidden: Run) -> None:
