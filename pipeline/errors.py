@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import traceback
+
+LONGEST_LINE = 480
+"""Characters of an error line; a line of ours begins with its file and ends with what to do, so the middle is left out."""
+KEPT_END = 140
 
 
 class InputError(ValueError):
     """Bad configuration, file or argument. Commands print it as one line and end with exit code 2."""
+
+
+def one_line(text: str) -> str:
+    r"""Text as one line of at most 480 characters, without control characters (a terminal would obey them).
+
+    >>> one_line("a\nb\x1b[31m")
+    'a b [31m'
+    """
+    line = re.sub(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff]+", " ", text).strip()
+    if len(line) <= LONGEST_LINE:
+        return line
+    return f"{line[: LONGEST_LINE - KEPT_END - 5]} ... {line[-KEPT_END:]}"
 
 
 def simulator_fault(error: Exception) -> str | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pipeline.config import build_simulator, case_from_values
+from pipeline.config import build_simulator
 from pipeline.errors import InputError
 from pipeline.estimators.importance import Evidence, summarize
 from pipeline.estimators.learned_likelihood import MODEL, learned_part, likelihood_from, model_header
@@ -28,7 +28,7 @@ from pipeline.estimators.sbi_network import (
 from pipeline.estimators.typicality import PREFIX, Typicality
 from pipeline.schema import SCHEMA, SETTINGS, STAGE
 from pipeline.settings import CaseSettings
-from pipeline.store import read_safetensors, write_safetensors
+from pipeline.store import read_safetensors, reading, refuse_own_code, stored_case, write_safetensors
 from simulators.priors import IndependentPrior, prior_of, to_device
 from simulators.protocol import Data, Simulator, feature_shape
 
@@ -257,13 +257,24 @@ def load_posterior(
     """
     path = Path(path)
     tensors, header = read_safetensors(path)
+    with reading(path):
+        return _posterior_from(path, tensors, header, case=case, device=device)
+
+
+def _posterior_from(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, str],
+    *,
+    case: CaseSettings | None,
+    device: str | torch.device,
+) -> Posterior:
+    """What `load_posterior` makes of a file's tensors and header."""
     if header.get("schema") != SCHEMA or header.get(STAGE) not in ("train", "sbi"):
         raise InputError(f"{path}: not a posterior trained by Elboscope")
-    stored = case_from_values(json.loads(header[SETTINGS]), str(path))
-    if case is None and stored.simulator.path is not None:
-        raise InputError(
-            f"{path}: its simulator is the file {stored.simulator.path}; give a config that names it (--config)"
-        )
+    stored = stored_case(header.get(SETTINGS), path)
+    if case is None:
+        refuse_own_code(stored, path)
     simulator = build_simulator((case or stored).simulator)
     names = [p.name for p in simulator.parameters]
     if names != json.loads(header["parameters"]):

@@ -22,7 +22,7 @@ from pipeline.schema import STAGE, SUMMARY_HASH
 from pipeline.settings import CaseSettings
 from pipeline.stages.run import Run, begin, finish, need_same_settings
 from pipeline.stages.train import load_simulations
-from pipeline.store import read_data, read_safetensors, write_safetensors
+from pipeline.store import read_data, read_safetensors, reading, write_safetensors
 from pipeline.training.data import TrainingSet, joined, training_set
 from pipeline.training.likelihood import LEAST, Learner, set_levels
 from pipeline.training.maximum_likelihood import Fitted
@@ -153,7 +153,8 @@ def joint_posterior(path: Path) -> dict[str, Tensor]:
 def diagnostics_of(path: Path) -> dict[str, Any]:
     """What the stage found on held-out simulations, and the digest of the summary."""
     _, header = read_safetensors(path)
-    return json.loads(header[DIAGNOSTICS]) | {SUMMARY_HASH: header[SUMMARY_HASH]}
+    with reading(path):
+        return json.loads(header[DIAGNOSTICS]) | {SUMMARY_HASH: header[SUMMARY_HASH]}
 
 
 def _added(run: Run, path: Path) -> TrainingSet:
@@ -192,9 +193,12 @@ def _resumable(run: Run, key: str, advance: Callable[..., None]) -> Any:
         if path.is_file():
             tensors, header = read_safetensors(path)
             if header.get("key") == key:
-                network.load_state_dict(tensors)
+                with reading(path):
+                    network.load_state_dict(tensors)
+                    fitted = Fitted(network, float(header["held_out"]), int(header["steps"]))
+                network.eval().requires_grad_(False)
                 advance(settings.likelihood.steps)
-                return Fitted(network.eval().requires_grad_(False), float(header["held_out"]), int(header["steps"]))
+                return fitted
         fitted = make(network)
         state: dict[str, Tensor] = dict(fitted.network.state_dict())
         write_safetensors(path, state, {"key": key, "held_out": repr(fitted.held_out), "steps": fitted.steps})

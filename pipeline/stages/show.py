@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.tree import Tree
 
 from pipeline.schema import CONTENT_KEY, INPUTS, PROVENANCE, SETTINGS, STAGE
-from pipeline.store import open_hdf5, read_key, read_safetensors_header
+from pipeline.store import open_hdf5, read_key, read_safetensors_header, reading
 
 HIDDEN = ("DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME")
 DIGEST_DIGITS = 12
@@ -39,7 +39,7 @@ def show(path: Path) -> None:
         _show_attributes(tree, header)
         from safetensors import safe_open
 
-        with safe_open(path, framework="pt") as file:
+        with reading(path), safe_open(path, framework="pt") as file:
             for name in sorted(file.keys()):
                 part = file.get_slice(name)
                 tree.add(f"{name}  {tuple(part.get_shape())} {part.get_dtype()}")

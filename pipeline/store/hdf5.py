@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from pipeline.errors import InputError
 from pipeline.schema import PROVENANCE
 from pipeline.store.complete import complete_or_absent
 from pipeline.store.deferred import DeferredErrors
+from pipeline.store.reading import raise_about, reading
 
 CHUNK_BYTES = 1 << 20
 
@@ -52,6 +53,12 @@ def checked_text(value: Any) -> Any:
     if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
         return np.array([v.encode() or b"\0" for v in value])
     return value
+
+
+def fixed_text(values: Sequence[str]) -> Any:
+    """UTF-8 of one length, (N,), which lies under the checksum of its chunk; h5py reads it as it reads other text."""
+    raw = [v.encode() or b"\0" for v in values]
+    return np.array(raw, dtype=h5py.string_dtype("utf-8", max(map(len, raw), default=1)))
 
 
 def _compression_filter(compression: str) -> Mapping[str, Any]:
@@ -102,8 +109,21 @@ def write_hdf5(path: Path, fill: Callable[[h5py.File], None], attributes: Mappin
             raise target.error
 
 
+class ReadFile(h5py.File):
+    """An HDF5 file open for reading; what its content makes h5py or us raise in its `with` block is an InputError."""
+
+    def __exit__(self, *raised: Any) -> None:
+        path = Path(self.filename)
+        with reading(path):
+            super().__exit__(*raised)
+        if isinstance(raised[1], Exception):
+            raise_about(path, raised[1])
+
+
 def open_hdf5(path: Path, *, chunk_cache_bytes: int | None = None) -> h5py.File:
     """Open an HDF5 file for reading, without a file lock: no file of ours changes under its final name.
+
+    In a `with` block everything that the content of the file makes go wrong is an InputError (`store.reading`).
 
     Args:
         path: of the file.
@@ -117,10 +137,10 @@ def open_hdf5(path: Path, *, chunk_cache_bytes: int | None = None) -> h5py.File:
     _load_filters()
     try:
         try:
-            return h5py.File(path, "r", locking=False, rdcc_nbytes=chunk_cache_bytes)
+            return ReadFile(path, "r", locking=False, rdcc_nbytes=chunk_cache_bytes)
         except OSError:  # opened with a lock in this process already, by ArviZ say: HDF5 wants the same again
-            return h5py.File(path, "r", rdcc_nbytes=chunk_cache_bytes)
-    except (OSError, RuntimeError):
+            return ReadFile(path, "r", rdcc_nbytes=chunk_cache_bytes)
+    except (OSError, RuntimeError, ValueError, LookupError, MemoryError):
         raise InputError(f"{path}: not an HDF5 file, or a truncated one") from None
 
 

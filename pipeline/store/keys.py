@@ -12,12 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import h5py
 import torch
 
 from pipeline.errors import InputError
 from pipeline.schema import CONTENT_KEY, INPUTS, PROVENANCE, SCHEMA, SCHEMA_VERSION, SETTINGS, STAGE
-from pipeline.store.hdf5 import as_text
+from pipeline.store.hdf5 import as_text, open_hdf5
 from pipeline.store.weights import read_safetensors_header
 
 RECORDED_PACKAGES = (
@@ -82,11 +81,36 @@ def read_attribute(path: Path, name: str) -> str | None:
                 head = file.read(500)
             _, found, rest = head.partition(f'<meta name="{name}" content="')
             return rest.partition('"')[0] if found else None
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             value = file.attrs.get(name)
             return as_text(value) if value is not None else None
-    except (OSError, ValueError, InputError):
+    except (OSError, ValueError):  # InputError too, which is all that opening and reading raise
         return None
+
+
+def read_record(path: Path, name: str) -> dict[str, Any]:
+    """A JSON object in a root attribute; empty where the attribute, or the file, is absent or unreadable.
+
+    Raises:
+        InputError: the attribute holds anything else.
+    """
+    text = read_attribute(path, name)
+    return {} if text is None else json_object(text, f"{path}: attribute {name!r}")
+
+
+def json_object(text: str, source: str) -> dict[str, Any]:
+    """A JSON object; `source` stands at the start of an error.
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{source}: expected a JSON object, got other text ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{source}: expected a JSON object, got {type(value).__name__}")
+    return value
 
 
 def provenance(started: float | None = None, extra: Mapping[str, Any] | None = None) -> str:

@@ -29,7 +29,14 @@ from pipeline.estimators.network import PosteriorNetwork
 from pipeline.interrupt import Interrupted, handle_sigterm_again, stop_if_asked
 from pipeline.progress import console, progress_bar
 from pipeline.settings import CaseSettings, PhaseSettings
-from pipeline.store import complete_or_absent, read_safetensors, write_safetensors, write_text
+from pipeline.store import (
+    check_zip,
+    complete_or_absent,
+    read_safetensors,
+    reading,
+    write_safetensors,
+    write_text,
+)
 from pipeline.training.data import Source, TrainingSet
 from pipeline.training.guard import guard_of
 from pipeline.training.phase import Phase
@@ -229,9 +236,10 @@ def train_schedule(
         finished = folder / f"phase-{index}.safetensors"
         if processes.from_first(finished.is_file()):
             tensors, header = read_safetensors(finished)
-            network.load_state_dict(tensors)
-            rows, outcome = _parse_history(header["history"]), PhaseOutcome(**json.loads(header["outcome"]))
-            added = {name: int(header[name]) for name in counts}
+            with reading(finished):
+                network.load_state_dict(tensors)
+                rows, outcome = _parse_history(header["history"]), PhaseOutcome(**json.loads(header["outcome"]))
+                added = {name: int(header[name]) for name in counts}
         else:
             guard = guard_of(
                 settings,
@@ -304,7 +312,9 @@ def _fit(
     phase, processes = module.phase, module.processes
     done = 0
     if processes.first and checkpoint.is_file():
-        done = int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
+        check_zip(checkpoint)  # torch reads past a wrong CRC-32
+        with reading(checkpoint):
+            done = int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
     done = processes.from_first(done)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 
 GROWING = ("minutes", "walltime")
 FIXED = ("name", "stage", "log", "cores", "memory_mb", "nodes", "tasks", "gpus", "gpu_options")
@@ -86,8 +86,8 @@ def load_profile(name: str) -> Profile:
     except OSError:
         known = ", ".join(shared_profiles())
         raise InputError(f"--profile {name}: no such file, and not one of {known}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: not valid YAML: {one_line(str(error))}") from None
     try:
         profile = Profile.model_validate(values)
     except ValidationError as error:
@@ -103,7 +103,7 @@ def load_profile(name: str) -> Profile:
 
 
 def write_profile(profile: Profile, folder: Path) -> None:
-    """Keep the profile in the run folder, for `elboscope status`."""
+    """Keep the profile in the run folder, for `elboscope status`; `drive.record_workflow` follows."""
     from pipeline.store import write_text  # torch
 
     write_text(folder / KEPT, yaml.safe_dump(profile.model_dump(), sort_keys=False))
@@ -112,6 +112,11 @@ def write_profile(profile: Profile, folder: Path) -> None:
 def saved_profile(folder: Path) -> Profile:
     """The profile that a run was last submitted with; that of this machine where it never was."""
     return load_profile(str(folder / KEPT) if (folder / KEPT).is_file() else "local")
+
+
+def is_packaged(profile: Profile) -> bool:
+    """Whether the package has a profile with the same commands."""
+    return any(load_profile(name).queue == profile.queue for name in shared_profiles())
 
 
 def _check(profile: Profile, path: Path) -> None:
