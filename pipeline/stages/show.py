@@ -34,12 +34,12 @@ def show(path: Path) -> None:
     """
     tree = Tree(str(path))
     if path.suffix == ".safetensors":
-        header = read_safetensors_header(path)
-        _show_origin(tree, header, path)
-        _show_attributes(tree, header)
         from safetensors import safe_open
 
+        header = read_safetensors_header(path)
         with reading(path), safe_open(path, framework="pt") as file:
+            _show_origin(tree, header, path)
+            _show_attributes(tree, header)
             for name in sorted(file.keys()):
                 part = file.get_slice(name)
                 tree.add(f"{name}  {tuple(part.get_shape())} {part.get_dtype()}")

@@ -111,7 +111,12 @@ def write_profile(profile: Profile, folder: Path) -> None:
 
 def saved_profile(folder: Path) -> Profile:
     """The profile that a run was last submitted with; that of this machine where it never was."""
-    return load_profile(str(folder / KEPT) if (folder / KEPT).is_file() else "local")
+    from pipeline.store import check_sum  # torch
+
+    if not (folder / KEPT).is_file():
+        return load_profile("local")
+    check_sum(folder / KEPT)
+    return load_profile(str(folder / KEPT))
 
 
 def is_packaged(profile: Profile) -> bool:
