@@ -96,21 +96,22 @@ class Tally:
     missed: int = 0
 
 
-def make_runs(folder: Path) -> Mapping[str, Run]:
-    """A finished run; one whose training was killed in its last phase; and one with a learned likelihood."""
-    changes = {"own": SMALL, "stopped": SMALL, "learned": SMALL | LEARNED}
+def make_runs(folder: Path, *, whole: bool = True) -> Mapping[str, Run]:
+    """A finished run, or without `whole` one up to `train`; one whose training was killed; one with a learned likelihood."""
+    changes = {"own": SMALL, "stopped": SMALL} | ({"learned": SMALL | LEARNED} if whole else {})
     runs = {}
     for name, settings in changes.items():
         (folder / name).mkdir()
         runs[name] = Run(load_case(write_config(folder / name, settings)), folder / name / "run")
     write_profile(load_profile("slurm"), runs["own"].folder)
     write_case(runs["own"].case, runs["own"].folder)
-    for stage in (simulate, train, infer, validate, compare, report):
+    for stage in (simulate, train, infer, validate, compare, report) if whole else (simulate, train):
         stage(runs["own"])
+    shutil.copytree(runs["own"].folder / "simulations", runs["stopped"].folder / "simulations")
     simulate(runs["stopped"])
     with killed_in_phase(1), suppress(KeyboardInterrupt):
         train(runs["stopped"])
-    for stage in (simulate, likelihood, train):
+    for stage in (simulate, likelihood, train) if whole else ():
         stage(runs["learned"])
     return runs
 
@@ -161,11 +162,12 @@ def flip_all(runs: Mapping[str, Run], folder: Path, *, places: int, seed: int) -
     """Flip single bits, at random places of the files of each kind, one at a time in a fresh copy of the run."""
     chance = random.Random(seed)
     tallies = []
-    for name, kinds in KINDS.items():
-        for kind in kinds:
+    for name in runs:
+        for kind in KINDS[name]:
             tally = Tally(kind.pattern)
             files = sorted(p.relative_to(runs[name].folder) for p in runs[name].folder.glob(kind.pattern))
-            assert files, kind.pattern
+            if not files:  # of a run that is not whole
+                continue
             for _ in range(places):
                 file = chance.choice(files)
                 bit = chance.randrange(8 * (runs[name].folder / file).stat().st_size)
@@ -182,7 +184,7 @@ def flip_one(run: Run, file: Path, bit: int, kind: Kind, folder: Path, tally: Ta
     path.write_bytes(flipped(before, bit))
     named = {f.path for f in check_run(copy.folder)}
     if kind.undo:
-        (copy.folder / kind.undo).unlink()
+        (copy.folder / kind.undo).unlink(missing_ok=True)
     refused = False
     if kind.reads is not None:
         try:
