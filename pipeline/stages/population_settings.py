@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.errors import InputError, one_line
+from pipeline.errors import InputError
 from pipeline.settings import Fraction, Positive, PositiveFloat, Settings
 from simulators.priors import distribution_from_spec
 
@@ -111,8 +111,8 @@ def load_population(path: Path) -> PopulationSettings:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML: {one_line(str(error))}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
     try:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import InputError, one_line
+from pipeline.errors import InputError
 
 GROWING = ("minutes", "walltime")
 FIXED = ("name", "stage", "log", "cores", "memory_mb", "nodes", "tasks", "gpus", "gpu_options")
@@ -86,8 +86,8 @@ def load_profile(name: str) -> Profile:
     except OSError:
         known = ", ".join(shared_profiles())
         raise InputError(f"--profile {name}: no such file, and not one of {known}") from None
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML: {one_line(str(error))}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     try:
         profile = Profile.model_validate(values)
     except ValidationError as error:
