@@ -16,10 +16,10 @@ from tests.faults.targets import CORPUS, TARGETS, Target
 
 
 def test_hostile_inputs_do_no_harm() -> None:
-    outcome = fuzz(inputs=300, seed=3, minutes=4)
+    outcome = fuzz(inputs=200, seed=3, minutes=4)
     assert dict(outcome.faults) == {}, outcome.examples
-    assert sum(outcome.inputs.values()) == 300
-    assert outcome.refused > 90  # or they would not be hostile
+    assert sum(outcome.inputs.values()) == 200
+    assert outcome.refused > 60  # or they would not be hostile
 
 
 @pytest.mark.slow
