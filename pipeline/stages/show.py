@@ -14,7 +14,7 @@ from rich.tree import Tree
 from pipeline.schema import CONTENT_KEY, INPUTS, PROVENANCE, SETTINGS, STAGE
 from pipeline.store import open_hdf5, read_key, read_safetensors_header, reading
 
-HIDDEN = ("DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME")
+HIDDEN = ("DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME", "text_crc32")
 DIGEST_DIGITS = 12
 """Of 64: enough to tell the files of a run apart, few enough to compare by eye."""
 LONGEST = 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.schema import SCHEMA, SCHEMA_VERSION
-from pipeline.store.columns import Column, observable_column, theta_column
+from pipeline.store.columns import TEXT_SUMS, Column, observable_column, text_crc, theta_column
 from pipeline.store.hdf5 import as_text, checked_text, create_dataset, fixed_text, open_hdf5, write_hdf5
 from simulators.protocol import Data, Observable, Parameter
 
@@ -82,17 +83,24 @@ def write_data(
     """
     text: Callable[[Any], Any] = checked_text if checked else lambda value: value
 
+    sums: dict[str, int] = {}
+
+    def note(dataset: h5py.Dataset, name: str, value: Any) -> None:
+        dataset.attrs[name] = text(value)
+        sums[f"{dataset.name} {name}"] = text_crc(value)
+
     def fill(file: h5py.File) -> None:
         group = file.create_group("x")
         for o in observables:
             values = x[o.name].cpu().numpy().astype(o.dtype, copy=False)
             dataset = create_dataset(group, o.name, values, compression=compression)
-            dataset.attrs.update({"unit": text(o.unit), "role": text(o.role), "label": text(o.label)})
+            dataset.attrs.update({"role": text(o.role), "label": text(o.label)})
+            note(dataset, "unit", o.unit)
         if theta is not None:
             values = theta.cpu().numpy().astype(np.float64, copy=False)
             dataset = create_dataset(file, "theta", values, compression=compression)
-            dataset.attrs["names"] = text([p.name for p in parameters])
-            dataset.attrs["units"] = text([p.unit for p in parameters])
+            note(dataset, "names", [p.name for p in parameters])
+            note(dataset, "units", [p.unit for p in parameters])
         if ids is not None:
             create_dataset(file, "id", fixed_text(ids))
         if failed is not None:
@@ -101,6 +109,8 @@ def write_data(
             words = file.create_group("failures")
             create_dataset(words, "row", np.array(list(failures), dtype=np.int64))
             create_dataset(words, "reason", text(list(failures.values())))
+        if not checked:
+            file.attrs[TEXT_SUMS] = checked_text(json.dumps(sums))
 
     stamp = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION} | dict(attributes or {})
     write_hdf5(path, fill, {k: text(v) for k, v in stamp.items()})

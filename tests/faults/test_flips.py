@@ -131,7 +131,7 @@ def test_a_digest_that_is_taken_out_is_missed(tmp_path: Path) -> None:
 
 
 def test_bits_of_observations_are_one_line_or_harmless(tmp_path: Path) -> None:
-    """At 194e4d8, 71 of 1,038 were tracebacks. Text of attributes lies outside HDF5's checksums: a unit may be refused."""
+    """At 194e4d8, 71 of 1,038 were tracebacks."""
     simulator, path = LinearGaussian(), tmp_path / "observed.h5"
     x = {"x": torch.arange(10.0, dtype=torch.float64).view(2, 5)}
     write_data(path, observables=simulator.observables, x=x, ids=["first", "second"])
@@ -144,6 +144,25 @@ def test_bits_of_observations_are_one_line_or_harmless(tmp_path: Path) -> None:
             continue
         assert torch.equal(data.x["x"], x["x"])
         assert data.ids == ("first", "second")
+
+
+def test_a_flipped_bit_in_a_unit_is_refused_and_a_unit_that_was_changed_is_not(tmp_path: Path) -> None:
+    """From km / s to cm / s it is one bit, and at 194e4d8 the numbers were read 100,000 times smaller."""
+    from dataclasses import replace
+
+    path, observables = tmp_path / "observed.h5", [replace(LinearGaussian().observables[0], unit="km / s")]
+    x = {"x": torch.ones(2, 5, dtype=torch.float64)}
+    write_data(path, observables=observables, x=x)
+    raw = path.read_bytes()
+    path.write_bytes(flipped(raw, 8 * raw.index(b"km / s") + 3))
+    assert "a bit of its attribute 'unit' has flipped: 'cm / s' was 'km / s'" in refused(
+        lambda: read_data(path, observables=observables)
+    )
+    path.write_bytes(raw)
+    with h5py.File(path, "a") as file:
+        assert file["x/x"].attrs["unit"] == "km / s"
+        file["x/x"].attrs["unit"] = "m / s"
+    assert torch.equal(read_data(path, observables=observables).x["x"], x["x"] / 1e3)
 
 
 def test_identifiers_are_text_to_h5py(tmp_path: Path) -> None:
