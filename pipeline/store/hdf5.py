@@ -15,6 +15,7 @@ from pipeline.errors import InputError
 from pipeline.schema import PROVENANCE
 from pipeline.store.complete import complete_or_absent
 from pipeline.store.deferred import DeferredErrors
+from pipeline.store.heaps import check_heaps
 from pipeline.store.reading import raise_about, reading
 
 CHUNK_BYTES = 1 << 20
@@ -135,6 +136,7 @@ def open_hdf5(path: Path, *, chunk_cache_bytes: int | None = None) -> h5py.File:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     _load_filters()
+    check_heaps(path)
     try:
         try:
             return ReadFile(path, "r", locking=False, rdcc_nbytes=chunk_cache_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import h5py
@@ -163,6 +164,21 @@ def test_a_flipped_bit_in_a_unit_is_refused_and_a_unit_that_was_changed_is_not(t
         assert file["x/x"].attrs["unit"] == "km / s"
         file["x/x"].attrs["unit"] = "m / s"
     assert torch.equal(read_data(path, observables=observables).x["x"], x["x"] / 1e3)
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 2**40, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("index", [0, 1])
+def test_text_without_an_end_is_refused_before_hdf5_loops_over_it(tmp_path: Path, index: int, size: int) -> None:
+    """HDF5 2.0 never returns from a heap object that is free and of size 0."""
+    path, observables = tmp_path / "observed.h5", LinearGaussian().observables
+    write_data(path, observables=observables, x={"x": torch.zeros(2, 5)})
+    raw = bytearray(path.read_bytes())
+    first = raw.index(b"GCOL") + 16
+    before = struct.unpack_from("<Q", raw, first + 8)[0]
+    struct.pack_into("<H", raw, first, index)
+    struct.pack_into("<Q", raw, first + 8, size if (index, size) not in {(1, 0), (1, 1), (1, 15)} else 2**60 + before)
+    path.write_bytes(raw)
+    assert "has no end" in refused(lambda: read_data(path, observables=observables))
 
 
 def test_identifiers_are_text_to_h5py(tmp_path: Path) -> None:

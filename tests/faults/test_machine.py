@@ -135,25 +135,6 @@ def test_64_open_files_are_enough(tmp_path: Path, case: Path, whole: Path) -> No
     assert content(tmp_path / "run") == content(whole)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else, whom the limit binds")
-def test_no_more_threads_is_one_line(tmp_path: Path, case: Path) -> None:
-    shutil.copytree(case.parent, tmp_path / "case", ignore=shutil.ignore_patterns("whole"))
-    (tmp_path / "case").chmod(0o777)
-    for folder in tmp_path.parents:
-        if folder.owner() == "root" and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o011)
-
-    def nobody() -> None:
-        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
-        os.setgid(65_534)
-        os.setuid(65_534)
-
-    done = elboscope("simulate", "case.yaml", "--run-dir", "run", cwd=tmp_path / "case", before=nobody)
-    if "ModuleNotFoundError" in done.stderr or "Permission denied" in done.stderr:
-        pytest.skip("the program cannot be read by others here")
-    assert "ulimit -u" in refused(done) or "temporarily unavailable" in done.stderr
-
-
 def test_a_run_of_a_clock_a_year_off_goes_on(tmp_path: Path, case: Path, whole: Path) -> None:
     """All files are a year old, or of next year: nothing is decided by time but the age of locks."""
     for years in (-1, 1):
