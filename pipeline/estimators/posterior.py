@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -233,7 +234,13 @@ def _observables(simulator: Simulator) -> str:
 
 def new_network(case: CaseSettings, simulator: Simulator, features: int) -> PosteriorNetwork:
     """An untrained network of the sizes that a case asks for."""
-    return PosteriorNetwork(
+    return _network_maker(case, simulator, features)()
+
+
+def _network_maker(case: CaseSettings, simulator: Simulator, features: int) -> Callable[[], PosteriorNetwork]:
+    """What makes it, once the simulator has said all that it has to say."""
+    return partial(
+        PosteriorNetwork,
         prior_of(simulator),
         features,
         flow=case.train.flow,
@@ -287,18 +294,30 @@ def _posterior_from(
         simulator = likelihood_from(tensors, header, simulator, source=str(path), prefix=LIKELIHOOD)
         simulator.network.to(device)
     features = int(header["features"])
-    if header[STAGE] == "sbi":
-        architecture = architecture_from(_json_object(header.get(ARCHITECTURE, ""), path), str(path))
-        network = new_sbi_network(architecture, dimension=len(names), features=features)
-    else:
-        network = new_network(stored, simulator, features)
     weights = {k: v for k, v in tensors.items() if not k.startswith((PREFIX, LIKELIHOOD))}
     try:
+        if header[STAGE] == "sbi":
+            architecture = architecture_from(_json_object(header.get(ARCHITECTURE, ""), path), str(path))
+            network = new_sbi_network(architecture, dimension=len(names), features=features)
+        else:
+            _need_fit(weights, stored, simulator, features)
+            network = new_network(stored, simulator, features)
         network.load_state_dict(weights)
-    except RuntimeError as error:
+    except RuntimeError as error:  # torch: also where a size is negative, or more than there is memory for
         raise InputError(f"{path}: weights do not fit its settings ({str(error).splitlines()[0]})") from None
     typicality = Typicality.from_state(tensors, device=device) if any(k.startswith(PREFIX) for k in tensors) else None
     return Posterior(stored, simulator, network.to(device), typicality_model=typicality)
+
+
+def _need_fit(weights: Mapping[str, Tensor], case: CaseSettings, simulator: Simulator, features: int) -> None:
+    """Raise RuntimeError unless the network of these settings has the weights' names and shapes; it takes no memory."""
+    make = _network_maker(case, simulator, features)  # before: a simulator that keeps its tensors must not keep such
+    with torch.device("meta"):
+        wanted = {k: v.shape for k, v in make().state_dict().items()}
+    for name, shape in wanted.items():
+        if name not in weights or weights[name].shape != shape:
+            got = "nothing" if name not in weights else tuple(weights[name].shape)
+            raise RuntimeError(f"{name}: expected shape {tuple(shape)}, got {got}")
 
 
 def _json_object(text: str, path: Path) -> dict[str, Any]:

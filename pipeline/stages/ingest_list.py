@@ -65,6 +65,8 @@ def _arrays(file: ForeignFile) -> Table:
 
 
 def _shape(field: Field) -> str:
+    if field.values.ndim == 0:
+        return "one value"
     rows = f"{len(field.values)} rows"
     if field.ragged:
         return f"{rows} of {min(map(len, field.values))} to {max(map(len, field.values))}"

@@ -155,3 +155,15 @@ def test_few_open_files_are_enough_for_an_observation(tmp_path: Path) -> None:
             code = 2
         os._exit(code)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.parametrize("features", [-1, 10**6, 2**40])
+def test_a_model_that_asks_for_other_sizes_than_its_weights_have_takes_no_memory(tmp_path: Path, features: int) -> None:
+    from pipeline.estimators.posterior import load_posterior
+    from pipeline.store import read_safetensors, write_safetensors
+
+    tensors, header = read_safetensors(Path(__file__).parent / "corpus" / "posterior.safetensors")
+    path = tmp_path / "posterior.safetensors"
+    write_safetensors(path, tensors, header | {"features": features})
+    with pytest.raises(InputError, match="weights do not fit its settings"):
+        load_posterior(path)
