@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import pickle
 import signal
 import time
 import warnings
@@ -312,9 +313,7 @@ def _fit(
     phase, processes = module.phase, module.processes
     done = 0
     if processes.first and checkpoint.is_file():
-        check_zip(checkpoint)  # torch reads past a wrong CRC-32
-        with reading(checkpoint):
-            done = int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
+        done = _steps_done(checkpoint)
     done = processes.from_first(done)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -357,6 +356,22 @@ def _fit(
         raise InputError(
             f"train: {module.guard.criterion} of phase {module.index} ({phase.label}) was never a finite number"
         )
+
+
+def _steps_done(checkpoint: Path) -> int:
+    """Steps after which a checkpoint was written.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    check_zip(checkpoint)  # torch reads past a wrong CRC-32
+    try:
+        with reading(checkpoint):
+            return int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"{checkpoint}: damaged ({str(error).splitlines()[0]}); remove it, and the phase begins anew"
+        ) from None
 
 
 def _discard_other_runs(folder: Path, key: str) -> None:

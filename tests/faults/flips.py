@@ -182,6 +182,7 @@ def flip_one(run: Run, file: Path, bit: int, kind: Kind, folder: Path, tally: Ta
     path = copy.folder / file
     before, harmless = path.read_bytes(), content(copy, path)
     path.write_bytes(flipped(before, bit))
+    same = harmless is not None and content(copy, path) == harmless
     named = {f.path for f in check_run(copy.folder)}
     if kind.undo:
         (copy.folder / kind.undo).unlink(missing_ok=True)
@@ -191,7 +192,6 @@ def flip_one(run: Run, file: Path, bit: int, kind: Kind, folder: Path, tally: Ta
             kind.reads(copy)
         except InputError:
             refused = True
-    same = harmless is not None and content(copy, path) == harmless
     tally.flips += 1
     tally.next += refused
     tally.verify += path in named
