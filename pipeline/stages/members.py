@@ -92,9 +92,9 @@ def read_members(path: Path, settings: PopulationSettings, *, case: CaseSettings
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    item = file[name]
+    item = file.get(name)
     if not isinstance(item, h5py.Dataset):
-        raise KeyError(name)
+        raise InputError(f"{file.filename}: not a file of `elboscope infer`, or a damaged one (no {name})")
     return item
 
 
