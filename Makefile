@@ -23,7 +23,7 @@ $(VENV)/.dev: $(BIN)/elboscope
 	$(BIN)/python -W ignore -c "import radvel, lenstronomy.LensModel.lens_model"
 	touch $@
 
-.PHONY: install dev demo test test-all test-slurm lint benchmark format clean help
+.PHONY: install dev demo test test-all test-faults test-slurm lint benchmark format clean help
 install: $(BIN)/elboscope ## create .venv and install
 dev: $(VENV)/.dev ## and what tests and linters need
 
@@ -35,6 +35,15 @@ test: dev ## default tests, under 10 minutes on 2 cores
 
 test-all: dev ## with the slow ones
 	$(BIN)/python -m pytest -m 'not slurm'
+
+# some 40 minutes on one core for 200 kills and 100 flips a kind, and as long as MINUTES says for hostile inputs
+INPUTS  ?= 1000000
+MINUTES ?= 60
+test-faults: dev ## hostile inputs, flipped bits, kills, full disks and the like: make test-faults MINUTES=10
+	$(BIN)/python -m pytest tests/faults tests/pipeline/test_run_lock.py -m 'not slurm'
+	$(BIN)/python -m tests.faults.flips --places 100
+	$(BIN)/python -m benchmarks.kills --kills 200
+	$(BIN)/python -m tests.faults.fuzz --inputs $(INPUTS) --minutes $(MINUTES)
 
 test-slurm: dev ## on a Slurm that is here, or that the script $$ELBOSCOPE_SLURM_UP starts
 	$(BIN)/python -m pytest -m slurm tests/slurm

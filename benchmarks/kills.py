@@ -1,12 +1,13 @@
 r"""Random SIGKILLs over simulate, merge, train and infer of a small case: nothing lost, nothing doubled, nothing half.
 
-    python -m benchmarks.kills --kills 40 --seed 1     # and with other seeds: each is a series of its own
+    python -m benchmarks.kills --kills 200 --seed 1    # and with other seeds: each is a series of its own
 
 An undisturbed run comes first; it says for how long each stage works. Then a second run is made under fire: a stage is
 started, and at a random moment of its work a process is killed: the command itself, or (three in ten, where there are
 some) one of its workers. After every kill all files that have their final name are read to the end. A stage that
 finished under its quota is undone and begins again. At the end the content of both runs must be equal. Commands are forks of this
-process, which has imported all they need; their workers are fresh processes.
+process, which has imported all they need; their workers are fresh processes. One command in five is a fresh process too,
+killed at any moment from its start on, imports included.
 
 Rows go to benchmarks/results/kills.csv.
 """
@@ -19,11 +20,11 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import h5py
@@ -36,6 +37,7 @@ import pipeline.stages.simulate
 import pipeline.stages.train  # noqa: F401  before it forks
 from benchmarks.table import append
 from pipeline.cli import main as elboscope
+from pipeline.own_process import own_command
 from pipeline.run_lock import FOLDER as LOCKS
 from pipeline.stages.verify import check_run
 from pipeline.store import hdf5_content_digest, read_safetensors, write_data
@@ -62,6 +64,7 @@ CASE = {
     },
     "infer": {"refine": {"when": "never"}, "sample": {"when": "never"}, "draws": 1_000},
 }
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 SIMULATOR = """
 import time
 
@@ -85,6 +88,8 @@ STAGES = {
 }
 """Arguments, share of the kills, and what undoes the stage."""
 WORKER_SHARE = 0.3
+FRESH_SHARE = 0.2
+"""Of commands that are processes of their own: each takes seconds to start."""
 
 
 @dataclass(frozen=True)
@@ -94,35 +99,57 @@ class Tally:
     stage: str
     kills: int
     workers_killed: int
+    fresh: int
     finished: int
     unreadable: int
 
 
-def start(folder: Path, run: str, stage: str) -> ForkProcess:
-    """The command of a stage."""
-    process = multiprocessing.get_context("fork").Process(target=command, args=(folder, run, STAGES[stage][0]))
-    process.start()
-    return process
+class Command:
+    """The command of a stage at work: a fork of this process, or a fresh one."""
+
+    def __init__(self, folder: Path, run: str, stage: str, *, fresh: bool = False) -> None:
+        arguments = [*STAGES[stage][0], "case.yaml", "--run-dir", run]
+        self.began = time.monotonic()
+        if fresh:
+            with (folder / "log.txt").open("ab") as log:
+                self.fresh = subprocess.Popen(
+                    [*own_command("pipeline.cli"), *arguments],
+                    cwd=folder,
+                    env=os.environ | ENVIRONMENT,
+                    stdout=log,
+                    stderr=log,
+                )
+            self.pid = self.fresh.pid
+        else:
+            self.fork = multiprocessing.get_context("fork").Process(target=command, args=(folder, arguments))
+            self.fork.start()
+            self.pid = self.fork.pid or 0
+        self.is_fresh = fresh
+
+    def is_alive(self) -> bool:
+        """Whether it still works."""
+        return self.fresh.poll() is None if self.is_fresh else self.fork.is_alive()
+
+    def ended(self) -> int | None:
+        """Exit code, once it has ended."""
+        if self.is_fresh:
+            return self.fresh.wait()
+        self.fork.join()
+        return self.fork.exitcode
 
 
-def command(folder: Path, run: str, arguments: list[str]) -> None:
+def command(folder: Path, arguments: list[str]) -> None:
     """In the fork: what the shell's `elboscope` does."""
     log = (folder / "log.txt").open("ab")
     for stream in (sys.stdout, sys.stderr):
         os.dup2(log.fileno(), stream.fileno())
     os.chdir(folder)
-    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    sys.argv = ["elboscope", *arguments, "case.yaml", "--run-dir", run]
+    os.environ |= ENVIRONMENT
+    sys.argv = ["elboscope", *arguments]
     elboscope()
 
 
-def ended(process: ForkProcess) -> int | None:
-    """Exit code, once it has ended."""
-    process.join()
-    return process.exitcode
-
-
-def wait_for_work(process: ForkProcess, run: Path) -> None:
+def wait_for_work(process: Command, run: Path) -> None:
     """Until it has announced itself in the run folder: imports are done."""
     mine = f"-{process.pid}-"
     while process.is_alive():
@@ -131,19 +158,20 @@ def wait_for_work(process: ForkProcess, run: Path) -> None:
         time.sleep(0.002)
 
 
-def undisturbed(folder: Path) -> dict[str, float]:
-    """Make the run `whole`; seconds of work of each stage."""
-    seconds = {}
+def undisturbed(folder: Path) -> tuple[dict[str, float], float]:
+    """Make the run `whole`; seconds of work of each stage, and seconds that a fresh process takes to start."""
+    seconds, start_s = {}, 0.0
     for stage in STAGES:
         if stage == "merge":
             (folder / "whole" / "simulations.h5").unlink()
-        process = start(folder, "whole", stage)
+        process = Command(folder, "whole", stage, fresh=stage == "simulate")
         wait_for_work(process, folder / "whole")
         began = time.monotonic()
-        if ended(process) != 0:
+        start_s = max(start_s, began - process.began)
+        if process.ended() != 0:
             raise SystemExit(f"{stage} failed: see {folder / 'log.txt'}")
         seconds[stage] = time.monotonic() - began
-    return seconds
+    return seconds, start_s
 
 
 def children(pid: int) -> list[int]:
@@ -154,22 +182,25 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def under_fire(folder: Path, stage: str, kills: int, seconds: float, chance: random.Random) -> Tally:
+def under_fire(folder: Path, stage: str, kills: int, seconds: float, start_s: float, chance: random.Random) -> Tally:
     """Start, kill, check, until so many have been killed; then let it finish."""
     run = folder / "killed"
-    done = workers = finished = unreadable = 0
+    done = workers = finished = unreadable = fresh = 0
     while done < kills:
-        process = start(folder, "killed", stage)
-        wait_for_work(process, run)
-        time.sleep(chance.uniform(0, seconds))
+        process = Command(folder, "killed", stage, fresh=chance.random() < FRESH_SHARE)
+        if process.is_fresh:
+            time.sleep(chance.uniform(0, start_s + seconds))
+        else:
+            wait_for_work(process, run)
+            time.sleep(chance.uniform(0, seconds))
         if process.is_alive():
-            command_itself = process.pid or 0
-            own = children(command_itself)
-            victim = chance.choice(own) if own and chance.random() < WORKER_SHARE else command_itself
+            own = children(process.pid)
+            victim = chance.choice(own) if own and chance.random() < WORKER_SHARE else process.pid
             os.kill(victim, signal.SIGKILL)
             done += 1
-            workers += victim != command_itself
-        code = ended(process)
+            workers += victim != process.pid
+            fresh += process.is_fresh
+        code = process.ended()
         if code not in (0, -signal.SIGKILL):
             raise SystemExit(f"{stage}: exit code {code}: see {folder / 'log.txt'}")
         bad = check_run(run)
@@ -180,10 +211,9 @@ def under_fire(folder: Path, stage: str, kills: int, seconds: float, chance: ran
             finished += 1
             if done < kills:
                 undo(run, stage)
-    process = start(folder, "killed", stage)
-    if ended(process) != 0:
+    if Command(folder, "killed", stage).ended() != 0:
         raise SystemExit(f"{stage}: does not finish: see {folder / 'log.txt'}")
-    return Tally(stage, done, workers, finished, unreadable)
+    return Tally(stage, done, workers, fresh, finished, unreadable)
 
 
 def undo(run: Path, stage: str) -> None:
@@ -219,10 +249,10 @@ def prepare(folder: Path) -> None:
 def kill_all(folder: Path, kills: int, seed: int) -> tuple[list[Tally], list[str]]:
     """Both runs; gives what happened, and the names of what differs at the end."""
     prepare(folder)
-    seconds = undisturbed(folder)
+    seconds, start_s = undisturbed(folder)
     chance = random.Random(seed)
     tallies = [
-        under_fire(folder, stage, max(1, round(share * kills)), seconds[stage], chance)
+        under_fire(folder, stage, max(1, round(share * kills)), seconds[stage], start_s, chance)
         for stage, (_, share, _) in STAGES.items()
     ]
     whole, killed = content(folder / "whole"), content(folder / "killed")
@@ -254,6 +284,7 @@ def main() -> None:
                 "unreadable files": t.unreadable,
                 "content differs": ", ".join(differing) or "no",
                 "date": time.strftime("%Y-%m-%d"),
+                "of fresh processes": t.fresh,
             }
             for t in tallies
         ]

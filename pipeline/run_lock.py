@@ -3,8 +3,8 @@
 No lock of the file system is used: flock is missing on many Lustre mounts, and without effect between hosts on some NFS
 ones. A process announces itself by a file that appears complete, and only then looks at the others': of two that
 start at once, at least one sees the other. It touches its file every few seconds. One whose process is gone from
-this host, or that another host has not touched for `STALE_S`, counts for nothing and is removed. Should two processes
-write all the same, nothing breaks: files are complete or absent, and the same settings give the same content.
+this host, or that another host has not touched for `STALE_S`, counts for nothing and is removed; where the clocks
+disagree, so that its time lies ahead, it is watched for as long. Should two processes write all the same, nothing breaks: files are complete or absent, and the same settings give the same content.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ BEAT_S = 10.0
 STALE_S = 120.0
 """Twice the longest time (60 s) for which NFS clients keep file attributes by default (nfs(5), acregmax)."""
 ATTEMPTS = 4
+LONGEST = 1 << 16
+"""Bytes of such a file."""
+MOST_PID = (1 << 31) - 1
+"""What kill(2) takes; 0 and negative numbers are groups of processes."""
 
 
 @dataclass(frozen=True)
@@ -129,31 +133,47 @@ def _other(path: Path, own: Holder) -> Holder | None:
     One of another host that has missed some beats may be dead: it is waited for until that is known.
     """
     for file in sorted(path.parent.glob("*.json")):
-        if file == path:
-            continue
-        told = False
-        while (holder := _read(file)) is not None and own.excludes(holder):
-            silent_s = _silent_s(file, path)
-            if (holder.machine == own.machine and not _alive(holder)) or silent_s > STALE_S:
-                file.unlink(missing_ok=True)
+        watched_s, first_silent_s = 0.0, None
+        while file != path and (holder := _read(file)) is not None and own.excludes(holder):
+            if holder.machine == own.machine:
+                if _alive(holder):
+                    return holder
+                _remove(file)
                 break
-            if holder.machine == own.machine or silent_s < 3 * BEAT_S:
+            silent_s = _silent_s(file, path)
+            ahead = silent_s < -3 * BEAT_S
+            if silent_s > STALE_S or watched_s > STALE_S:
+                _remove(file)
+                break
+            if first_silent_s is None:
+                first_silent_s = silent_s
+            beats = silent_s < first_silent_s + watched_s - BEAT_S  # its time has moved while it was watched
+            if beats or (not ahead and silent_s < 3 * BEAT_S):
                 return holder
-            if not told:
-                console.print(
-                    f"{holder.stage} on {holder.host} has not been heard of for {silent_s:.0f} s; taken over after {STALE_S:.0f} s"
-                )
-                told = True
+            if not watched_s:
+                since = "is ahead of the clock here" if ahead else f"has not been heard of for {silent_s:.0f} s"
+                console.print(f"{holder.stage} on {holder.host} {since}; taken over after {STALE_S:.0f} s")
             time.sleep(BEAT_S / 2)
+            watched_s += BEAT_S / 2
     return None
+
+
+def _remove(file: Path) -> None:
+    with suppress(OSError):  # in a folder that cannot be written it counts for nothing all the same
+        file.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> Holder | None:
     try:
+        if not file.is_file() or file.stat().st_size > LONGEST:  # a pipe would be waited for
+            return None
         values = json.loads(file.read_text(encoding="utf-8"))
-        return Holder(**values | {"writes": tuple(values["writes"]), "reads": tuple(values["reads"])})
-    except (OSError, ValueError, TypeError, KeyError):  # gone meanwhile, or not one of ours
+        holder = Holder(**values | {"writes": tuple(values["writes"]), "reads": tuple(values["reads"])})
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # gone meanwhile, or not one of ours
         return None
+    texts = (holder.stage, holder.host, holder.machine, holder.started, holder.since, *holder.writes, *holder.reads)
+    is_process = type(holder.pid) is int and 0 < holder.pid <= MOST_PID
+    return holder if is_process and all(isinstance(t, str) for t in texts) else None
 
 
 def _silent_s(file: Path, own: Path) -> float:

@@ -9,6 +9,7 @@ Data file (simulations and observations share it), HDF5:
     /failed             (N,) uint8    simulations only: 0, or why the row has no x (`simulators.failures`), which is then NaN
     /failures           row, reason   in a shard with failed simulations: which rows of it, and why in words
     root attributes     schema, schema_version, stage, content_key, settings, inputs, provenance, ...
+                        text_crc32: JSON, CRC-32 of units and names, which HDF5 does not check; observations only
 
 inference.h5, netCDF-4/HDF5, one variable a name below:
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.commands.options import case_of_model
 from pipeline.errors import InputError
 
 NO_SIMULATOR = "none"
@@ -149,19 +150,16 @@ def ingest_command(
 
 def _case(source: str, overrides: list[str]) -> Any:
     """The case that names the simulator; None for `none`."""
-    import json
-
     from pipeline.config import case_from_values, load_case, override_values
-    from pipeline.schema import SETTINGS
-    from pipeline.store import read_safetensors_header
 
     if source == NO_SIMULATOR:
         return None
     if source.endswith(".safetensors"):
-        header = read_safetensors_header(Path(source))
-        if SETTINGS not in header:
-            raise InputError(f"{source}: not a posterior trained by Elboscope")
-        return case_from_values(override_values(json.loads(header[SETTINGS]), overrides), source)
+        from pipeline.store import refuse_own_code
+
+        case = case_of_model(Path(source), overrides)
+        refuse_own_code(case, Path(source), overrides, how="in place of the model")
+        return case
     if Path(source).is_file() or source.endswith((".yaml", ".yml")):
         return load_case(Path(source), overrides)
     return case_from_values(override_values({"simulator": {"name": source}}, overrides), source)

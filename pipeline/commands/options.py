@@ -37,6 +37,22 @@ def case_of(
     return case, run_dir if run_dir is not None else Path("runs") / case.name
 
 
+def case_of_model(path: Path, overrides: list[str]) -> CaseSettings:
+    """The settings that a trained posterior carries, with what the command line says on top.
+
+    Raises:
+        InputError: not a model file of ours.
+    """
+    from pipeline.errors import InputError
+    from pipeline.schema import SETTINGS
+    from pipeline.store import read_safetensors_header, stored_case
+
+    header = read_safetensors_header(path)
+    if SETTINGS not in header:
+        raise InputError(f"{path}: not a posterior trained by Elboscope")
+    return stored_case(header[SETTINGS], path, overrides)
+
+
 def run_of(config: Path, overrides: list[str] | None, run_dir: Path | None, observation: Path | None = None) -> Run:
     """The case of a config in its run folder."""
     case, folder = case_of(config, overrides, run_dir, observation)

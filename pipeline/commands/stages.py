@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.options import Config, Observation, Overrides, RunDir, run_of
+from pipeline.commands.options import Config, Observation, Overrides, RunDir, case_of_model, run_of
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -166,19 +166,12 @@ def _infer_observations(source: Path, observations: Path, out: Path, config: Pat
 
 def _case_of_posterior(source: Path, config: Path | None, overrides: list[str]) -> tuple[Any, Any]:
     """The case that `config` names, or None; and the settings to use: those, or the ones stored in the posterior."""
-    import json
-
-    from pipeline.config import case_from_values, load_case, override_values
-    from pipeline.schema import SETTINGS
-    from pipeline.store import read_safetensors_header
+    from pipeline.config import load_case
 
     if config is not None:
         case = load_case(config, overrides)
         return case, case
-    header = read_safetensors_header(source)
-    if SETTINGS not in header:
-        raise InputError(f"{source}: not a posterior trained by Elboscope")
-    return None, case_from_values(override_values(json.loads(header[SETTINGS]), overrides), str(source))
+    return None, case_of_model(source, overrides)
 
 
 def check_command(config: Config, overrides: Overrides = None, observation: Observation = None) -> None:

@@ -118,7 +118,7 @@ def _say_what_is_to_do(run: Run) -> None:
 
 def _on_a_cluster(run: Run, profile: Profile, at_a_time: int | None, detach: bool) -> bool:
     """Whether all stages are now done. Exit code 1 where a job failed."""
-    from pipeline.workflow.drive import drive, jobs_of, write_case
+    from pipeline.workflow.drive import drive, jobs_of, record_workflow, write_case
     from pipeline.workflow.plan import needs, stage_of
     from pipeline.workflow.profile import write_profile
 
@@ -127,6 +127,7 @@ def _on_a_cluster(run: Run, profile: Profile, at_a_time: int | None, detach: boo
         return True
     write_case(run.case, run.folder)
     write_profile(profile, run.folder)
+    record_workflow(run.folder)
     jobs = jobs_of(run.folder, {need.stage: stage_of(run, need.stage) for need in todo}, profile)
     done = drive(jobs, profile, at_a_time=at_a_time, detach=detach)
     if not done:
@@ -141,21 +142,46 @@ def _on_a_cluster(run: Run, profile: Profile, at_a_time: int | None, detach: boo
 
 def status_command(
     folder: Annotated[Path, typer.Argument(help="folder of a run", metavar="RUN")],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="the case, where its simulator is your own file: that file is run")
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile", help="the profile of your site: its command `queue` is run (default: a packaged one)"
+        ),
+    ] = None,
 ) -> None:
     """What is done, waits, runs and failed in a run, with the line of the log that says why.
 
-    Example: elboscope status runs/k2_24
+    What lies in RUN is read and never run: neither a simulator of yours nor the queue command of a profile of yours,
+    unless an option names it.
+
+    Examples: elboscope status runs/k2_24
+
+    elboscope status runs/mine --config mine.yaml --profile site.yaml
     """
+    from pipeline.progress import console
     from pipeline.stages.run import Run
-    from pipeline.workflow.drive import jobs_of, saved_case
+    from pipeline.store import refuse_own_code
+    from pipeline.workflow.drive import CASE, jobs_of, saved_case
     from pipeline.workflow.plan import stage_of
-    from pipeline.workflow.profile import saved_profile
+    from pipeline.workflow.profile import KEPT, is_packaged, load_profile, saved_profile
     from pipeline.workflow.status import read_queue, standings
 
-    run = Run(saved_case(folder), folder)
-    profile = saved_profile(folder)
-    jobs = jobs_of(folder, {stage: stage_of(run, stage) for stage in run.stages}, profile)
-    rows = standings(run, jobs, read_queue(profile.queue))
+    case = saved_case(folder)
+    if config is None:
+        refuse_own_code(case, folder / CASE)
+    else:
+        case = case.model_copy(update={"simulator": case_of(config, None, None, None)[0].simulator})
+    run = Run(case, folder)
+    site = saved_profile(folder) if profile is None else load_profile(profile)
+    jobs = jobs_of(folder, {stage: stage_of(run, stage) for stage in run.stages}, site)
+    queue = site.queue
+    if queue and profile is None and not is_packaged(site):
+        console.print(f"the queue is not asked: its command is in {folder / KEPT}; --profile FILE names it")
+        queue = ""
+    rows = standings(run, jobs, read_queue(queue))
     width = max(len(row.name) for row in rows)
     for row in rows:
         typer.echo(f"{row.name:<{width}}  {row.state:<8} {row.note}".rstrip())

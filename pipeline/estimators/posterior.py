@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pipeline.config import build_simulator, case_from_values
+from pipeline.config import build_simulator
 from pipeline.errors import InputError
 from pipeline.estimators.importance import Evidence, summarize
 from pipeline.estimators.learned_likelihood import MODEL, learned_part, likelihood_from, model_header
@@ -29,7 +30,7 @@ from pipeline.estimators.standardize import need_bounds
 from pipeline.estimators.typicality import PREFIX, Typicality
 from pipeline.schema import SCHEMA, SETTINGS, STAGE
 from pipeline.settings import CaseSettings
-from pipeline.store import read_safetensors, write_safetensors
+from pipeline.store import read_safetensors, reading, refuse_own_code, stored_case, write_safetensors
 from simulators.one_form import in_one_form
 from simulators.priors import IndependentPrior, prior_of, to_device
 from simulators.protocol import Data, Simulator, feature_shape
@@ -254,7 +255,13 @@ def _observables(simulator: Simulator) -> str:
 
 def new_network(case: CaseSettings, simulator: Simulator, features: int) -> PosteriorNetwork:
     """An untrained network of the sizes that a case asks for."""
-    return PosteriorNetwork(
+    return _network_maker(case, simulator, features)()
+
+
+def _network_maker(case: CaseSettings, simulator: Simulator, features: int) -> Callable[[], PosteriorNetwork]:
+    """What makes it, once the simulator has said all that it has to say."""
+    return partial(
+        PosteriorNetwork,
         prior_of(simulator),
         features,
         flow=case.train.flow,
@@ -278,13 +285,24 @@ def load_posterior(
     """
     path = Path(path)
     tensors, header = read_safetensors(path)
+    with reading(path):
+        return _posterior_from(path, tensors, header, case=case, device=device)
+
+
+def _posterior_from(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, str],
+    *,
+    case: CaseSettings | None,
+    device: str | torch.device,
+) -> Posterior:
+    """What `load_posterior` makes of a file's tensors and header."""
     if header.get("schema") != SCHEMA or header.get(STAGE) not in ("train", "sbi"):
         raise InputError(f"{path}: not a posterior trained by Elboscope")
-    stored = case_from_values(json.loads(header[SETTINGS]), str(path))
-    if case is None and stored.simulator.path is not None:
-        raise InputError(
-            f"{path}: its simulator is the file {stored.simulator.path}; give a config that names it (--config)"
-        )
+    stored = stored_case(header.get(SETTINGS), path)
+    if case is None:
+        refuse_own_code(stored, path)
     simulator = build_simulator((case or stored).simulator)
     names = [p.name for p in simulator.parameters]
     if names != json.loads(header["parameters"]):
@@ -297,20 +315,32 @@ def load_posterior(
         simulator = likelihood_from(tensors, header, simulator, source=str(path), prefix=LIKELIHOOD)
         simulator.network.to(device)
     features = int(header["features"])
-    if header[STAGE] == "sbi":
-        architecture = architecture_from(_json_object(header.get(ARCHITECTURE, ""), path), str(path))
-        network = new_sbi_network(architecture, dimension=len(names), features=features)
-    else:
-        network = new_network(stored, simulator, features)
     weights = {k: v for k, v in tensors.items() if not k.startswith((PREFIX, LIKELIHOOD))}
     if header[STAGE] == "train":
         need_bounds(weights, "embedding.standardize", str(path))
     try:
+        if header[STAGE] == "sbi":
+            architecture = architecture_from(_json_object(header.get(ARCHITECTURE, ""), path), str(path))
+            network = new_sbi_network(architecture, dimension=len(names), features=features)
+        else:
+            _need_fit(weights, stored, simulator, features)
+            network = new_network(stored, simulator, features)
         network.load_state_dict(weights)
-    except RuntimeError as error:
+    except RuntimeError as error:  # torch: also where a size is negative, or more than there is memory for
         raise InputError(f"{path}: weights do not fit its settings ({str(error).splitlines()[0]})") from None
     typicality = Typicality.from_state(tensors, device=device) if any(k.startswith(PREFIX) for k in tensors) else None
     return Posterior(stored, simulator, network.to(device), typicality_model=typicality)
+
+
+def _need_fit(weights: Mapping[str, Tensor], case: CaseSettings, simulator: Simulator, features: int) -> None:
+    """Raise RuntimeError unless the network of these settings has the weights' names and shapes; it takes no memory."""
+    make = _network_maker(case, simulator, features)  # before: a simulator that keeps its tensors must not keep such
+    with torch.device("meta"):
+        wanted = {k: v.shape for k, v in make().state_dict().items()}
+    for name, shape in wanted.items():
+        if name not in weights or weights[name].shape != shape:
+            got = "nothing" if name not in weights else tuple(weights[name].shape)
+            raise RuntimeError(f"{name}: expected shape {tuple(shape)}, got {got}")
 
 
 def _json_object(text: str, path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pipeline.settings import CaseSettings
 from pipeline.stages.ingest_design import settings_without, simulator_for
 from pipeline.stages.observed import load_observation
 from pipeline.stages.run import with_digests
-from pipeline.store import content_key, file_sha256, is_data_file, read_key, stamp, write_data
+from pipeline.store import content_key, file_sha256, is_data_file, read_key, reading, stamp, write_data
 from simulators.protocol import Observable, Simulator
 
 VERSION = 2
@@ -106,12 +106,13 @@ def read_observations(simulator: Simulator | None, inputs: Sequence[Path], setti
                 "ingest: without a simulator there is nothing but INPUT files to say what is wanted: give some"
             )
         files = [_read(path, cache) for path in inputs]
-        observables, settings = observables_of(files, settings)
+        with reading(inputs[0]):
+            observables, settings = observables_of(files, settings)
     else:
         observables = tuple(simulator.observables)
     with progress_bar("ingest", len(inputs)) as advance:
         settled = gather(
-            inputs, plan(observables, settings), lambda path: cache.pop(path, None) or read_foreign(path), done=advance
+            inputs, plan(observables, settings), lambda path: cache.pop(path, None) or foreign_file(path), done=advance
         )
     remarks = {
         "points_absent": settled.points_absent,
@@ -124,8 +125,14 @@ def read_observations(simulator: Simulator | None, inputs: Sequence[Path], setti
 
 def _read(path: Path, cache: dict[Path, ForeignFile]) -> ForeignFile:
     if path not in cache:
-        cache[path] = read_foreign(path)
+        cache[path] = foreign_file(path)
     return cache[path]
+
+
+def foreign_file(path: Path) -> ForeignFile:
+    """A foreign file; whatever is wrong with it is one line that names it."""
+    with reading(path):
+        return read_foreign(path)
 
 
 def by_its_reader(

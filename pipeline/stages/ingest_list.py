@@ -13,10 +13,9 @@ from pipeline.errors import InputError
 from pipeline.foreign.fields import Field, ForeignFile
 from pipeline.foreign.missing import mask_names
 from pipeline.foreign.numbers import wanted
-from pipeline.foreign.read import read_foreign
 from pipeline.ingest_settings import IngestSettings
 from pipeline.settings import CaseSettings
-from pipeline.stages.ingest import by_its_reader, check_paths, read_observations
+from pipeline.stages.ingest import by_its_reader, check_paths, foreign_file, read_observations
 from pipeline.stages.ingest_design import simulator_for
 from simulators.protocol import Observable, Simulator
 
@@ -29,7 +28,7 @@ def list_inputs(case: CaseSettings | None, inputs: Sequence[Path], *, settings: 
     """
     terminal = Console(highlight=False, soft_wrap=True, markup=False, width=10_000)
     check_paths(inputs)
-    files = {path: read_foreign(path) for path in inputs if path.is_file()}
+    files = {path: foreign_file(path) for path in inputs if path.is_file()}
     for path, file in files.items():
         terminal.print(f"{path}: {file.kind}{f'; {file.note}' if file.note else ''}")
         terminal.print(_arrays(file))
@@ -66,6 +65,8 @@ def _arrays(file: ForeignFile) -> Table:
 
 
 def _shape(field: Field) -> str:
+    if field.values.ndim == 0:
+        return "one value"
     rows = f"{len(field.values)} rows"
     if field.ragged:
         return f"{rows} of {min(map(len, field.values))} to {max(map(len, field.values))}"

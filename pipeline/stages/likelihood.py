@@ -24,7 +24,7 @@ from pipeline.schema import PROVENANCE, STAGE, SUMMARY_HASH
 from pipeline.settings import CaseSettings
 from pipeline.stages.run import Run, begin, finish, need_same_settings
 from pipeline.stages.train import load_simulations
-from pipeline.store import read_data, read_safetensors, write_safetensors
+from pipeline.store import read_data, read_safetensors, reading, write_safetensors
 from pipeline.training.data import TrainingSet, joined, training_set
 from pipeline.training.gain import gain_by_parameter
 from pipeline.training.likelihood import LEAST, Learner, set_levels
@@ -165,7 +165,8 @@ def joint_posterior(path: Path) -> dict[str, Tensor]:
 def diagnostics_of(path: Path) -> dict[str, Any]:
     """What the stage found on held-out simulations, and the digest of the summary."""
     _, header = read_safetensors(path)
-    return json.loads(header[DIAGNOSTICS]) | {SUMMARY_HASH: header[SUMMARY_HASH]}
+    with reading(path):
+        return json.loads(header[DIAGNOSTICS]) | {SUMMARY_HASH: header[SUMMARY_HASH]}
 
 
 def _added(run: Run, path: Path) -> TrainingSet:
@@ -206,10 +207,14 @@ def _resumable(run: Run, key: str, meter: Meter, advance: Callable[..., None]) -
         if path.is_file():
             tensors, header = read_safetensors(path)
             if header.get("key") == key:
-                network.load_state_dict(tensors)
+                with reading(path):
+                    network.load_state_dict(tensors)
+                    fitted = Fitted(network, float(header["held_out"]), int(header["steps"]))
+                    cost = cost_from(header.get(PROVENANCE))
+                network.eval().requires_grad_(False)
                 advance(settings.likelihood.steps)
-                spent.append(cost_from(header.get(PROVENANCE)))
-                return Fitted(network.eval().requires_grad_(False), float(header["held_out"]), int(header["steps"]))
+                spent.append(cost)
+                return fitted
         fitted = make(network)
         state: dict[str, Tensor] = dict(fitted.network.state_dict())
         cost = meter.lap()

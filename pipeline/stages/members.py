@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pipeline.config import build_simulator, case_from_values
+from pipeline.config import build_simulator
 from pipeline.diagnostics.population import Catalogue, distinct_share
 from pipeline.errors import InputError
 from pipeline.schema import SETTINGS
 from pipeline.settings import CaseSettings
 from pipeline.stages.population_settings import PopulationSettings
-from pipeline.store import open_hdf5, read_attribute
+from pipeline.store import check_sum, open_hdf5, read_attribute, refuse_own_code, stored_case
 from simulators.priors import IndependentPrior, prior_of
 from simulators.protocol import Simulator
 
@@ -57,6 +56,8 @@ def read_members(path: Path, settings: PopulationSettings, *, case: CaseSettings
     Raises:
         InputError: not a file of `infer`, a parameter that it does not have, or no prior for the parameters alone.
     """
+    if path.is_file():
+        check_sum(path)
     simulator = _simulator_of(path, case)
     names = [p.name for p in simulator.parameters]
     for name in settings.parameters:
@@ -65,19 +66,16 @@ def read_members(path: Path, settings: PopulationSettings, *, case: CaseSettings
     columns = [names.index(name) for name in settings.parameters]
     prior = _prior_of_some(simulator, columns, len(names))
     with open_hdf5(path) as file:
-        try:
-            verdicts = [_text(v) for v in _dataset(file, "certificate/verdict")[:]]
-            ids = [_text(v) for v in _dataset(file, "posterior/observation")[:]]
-            evidence = np.asarray(_dataset(file, "certificate/log_evidence")[:], dtype=np.float64)
-            good = np.flatnonzero([v != "failed" for v in verdicts])
-            if len(good) == 0:
-                raise InputError(f"{path}: all {len(ids)} observations have verdict failed: nothing to infer from")
-            datasets = [_dataset(file, f"posterior/{name}") for name in settings.parameters]
-            stored = int(datasets[0].shape[1])
-            draws = _draws_to_use(settings, stored, len(good))
-            theta = torch.stack([_read_draws(d, good, draws) for d in datasets], dim=-1)
-        except (KeyError, OSError) as error:
-            raise InputError(f"{path}: not a file of `elboscope infer`, or a damaged one ({error})") from None
+        verdicts = [_text(v) for v in _dataset(file, "certificate/verdict")[:]]
+        ids = [_text(v) for v in _dataset(file, "posterior/observation")[:]]
+        evidence = np.asarray(_dataset(file, "certificate/log_evidence")[:], dtype=np.float64)
+        good = np.flatnonzero([v != "failed" for v in verdicts])
+        if len(good) == 0:
+            raise InputError(f"{path}: all {len(ids)} observations have verdict failed: nothing to infer from")
+        datasets = [_dataset(file, f"posterior/{name}") for name in settings.parameters]
+        stored = int(datasets[0].shape[1])
+        draws = _draws_to_use(settings, stored, len(good))
+        theta = torch.stack([_read_draws(d, good, draws) for d in datasets], dim=-1)
     log_prior = torch.cat([prior.log_prob(part).double() for part in theta.split(max(1, READ // draws))])
     if not bool(log_prior.isfinite().all()):
         raise InputError(
@@ -94,9 +92,9 @@ def read_members(path: Path, settings: PopulationSettings, *, case: CaseSettings
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    item = file[name]
+    item = file.get(name)
     if not isinstance(item, h5py.Dataset):
-        raise KeyError(name)
+        raise InputError(f"{file.filename}: not a file of `elboscope infer`, or a damaged one (no {name})")
     return item
 
 
@@ -130,17 +128,11 @@ def _read_draws(dataset: h5py.Dataset, rows: NDArray[np.intp], draws: int) -> Te
 
 
 def _simulator_of(path: Path, case: CaseSettings | None) -> Simulator:
-    text = read_attribute(path, SETTINGS)
     if case is None:
-        if text is None:
-            if not path.is_file():
-                raise InputError(f"{path}: no such file")
-            raise InputError(f"{path}: not a file of `elboscope infer` (no attribute {SETTINGS!r})")
-        case = case_from_values(json.loads(text), str(path))
-        if case.simulator.path is not None:
-            raise InputError(
-                f"{path}: its simulator is the file {case.simulator.path}; give a config that names it (--config)"
-            )
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        case = stored_case(read_attribute(path, SETTINGS), path)
+        refuse_own_code(case, path)
     return build_simulator(case.simulator)
 
 

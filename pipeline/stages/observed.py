@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import InputError
-from pipeline.store import DataSet, is_data_file, open_hdf5, read_data
+from pipeline.store import DataSet, is_data_file, open_hdf5, read_data, reading
 from simulators.one_form import in_one_form
 from simulators.protocol import Simulator, read_observation
 from simulators.returned import read_of
@@ -30,7 +30,8 @@ def load_observation(simulator: Simulator, path: Path) -> DataSet:
     if is_data_file(path):
         return one_form_of(simulator, read_data(path, observables=simulator.observables))
     try:
-        x, ids = read_observation(simulator, path)
+        with reading(path):
+            x, ids = read_observation(simulator, path)
     except (ValueError, OSError) as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     if len(ids) == 0:

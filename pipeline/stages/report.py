@@ -24,7 +24,7 @@ from pipeline.stages.likelihood import diagnostics_of
 from pipeline.stages.report_checks import calibration_of, comparison_rows, phase_rows, training_figures
 from pipeline.stages.report_observations import Inferred, inferred_observations
 from pipeline.stages.run import Run, begin, finish, is_stale
-from pipeline.store import complete_or_absent, provenance, read_attribute, read_safetensors_header, write_text
+from pipeline.store import complete_or_absent, provenance, read_record, read_safetensors_header, reading, write_text
 
 VERSION = 5
 MOST_NAMED = 10
@@ -55,7 +55,8 @@ def report(run: Run) -> Path:
         inferred = inferred_observations(run, inputs["inference"], inputs.get("compare"))
     comparison = comparison_rows(run, inputs)
     calibration, calibration_figures = calibration_of(run, inputs.get("validate"))
-    figures = [*inferred.figures, *training_figures(header), *calibration_figures]
+    with reading(inputs["posterior"]):
+        figures = [*inferred.figures, *training_figures(header), *calibration_figures]
     figures = _save_figures(run, figures)
     record = json.loads(provenance())
     content = ReportContent(
@@ -87,7 +88,7 @@ def _settings_used(run: Run, inputs: Mapping[str, Path]) -> CaseSettings:
     owners = {"posterior": ("simulator", "simulate", "train"), "inference": ("infer",)}
     owners |= {"validate": ("validate",), "compare": ("compare",)}
     for name, blocks in owners.items():
-        stored = json.loads(read_attribute(inputs[name], SETTINGS) or "{}") if name in inputs else {}
+        stored = read_record(inputs[name], SETTINGS) if name in inputs else {}
         values |= {block: stored[block] for block in blocks if block in stored}
     return case_from_values(values, str(run.folder))
 

@@ -29,7 +29,17 @@ from pipeline.stages.infer import infer
 from pipeline.stages.likelihood import likelihood
 from pipeline.stages.run import Run
 from pipeline.stages.train import train
-from pipeline.store import complete_or_absent, content_key, input_digest, open_hdf5, read_key, stamp, write_data
+from pipeline.store import (
+    check_sum,
+    complete_or_absent,
+    content_key,
+    input_digest,
+    open_hdf5,
+    read_key,
+    record_sums,
+    stamp,
+    write_data,
+)
 from simulators.priors import sample
 from simulators.protocol import context_of, simulate
 
@@ -80,7 +90,7 @@ def learn_in_rounds(run: Run) -> None:
         before = found
     _forget_later_rounds(run, this.round)
     for stage in LEARNED:
-        _adopt(this.output(stage), run.output(stage))
+        _adopt(run, stage, this.output(stage))
 
 
 def simulate_round(run: Run) -> Path:
@@ -176,9 +186,13 @@ def _forget_later_rounds(run: Run, last: int) -> None:
         run.round_simulations(number).unlink(missing_ok=True)
 
 
-def _adopt(source: Path, target: Path) -> None:
+def _adopt(run: Run, stage: str, source: Path) -> None:
     """The output of the last round under the name of the run's own."""
+    target = run.output(stage)
     if read_key(source) == read_key(target):
         return
+    check_sum(source)
+    run.sums(stage).unlink(missing_ok=True)
     with complete_or_absent(target) as temporary:
         temporary.write_bytes(source.read_bytes())
+    record_sums(run.folder, stage, [target])

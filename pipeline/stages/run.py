@@ -26,12 +26,13 @@ from pipeline.settings import CaseSettings, PhaseSettings
 from pipeline.stages.observed import load_observation
 from pipeline.store import (
     DataSet,
+    check_sum,
     content_key,
-    file_sha256,
     input_digest,
-    read_attribute,
     read_cost,
     read_key,
+    read_record,
+    record_sums,
     stamp,
     write_text,
 )
@@ -51,6 +52,12 @@ OUTPUTS = {
     "compare": "comparison.h5",
     "report": "report.html",
 }
+BESIDE = {
+    "simulate": ("simulations/added.json",),
+    "train": ("training.csv", "checkpoints/**/*"),
+    "report": ("figures/*",),
+}
+"""What else a stage leaves in the run folder, recorded with its output."""
 READS: dict[str, tuple[str, ...]] = {
     "simulate": (),
     "likelihood": ("simulate",),
@@ -192,6 +199,10 @@ class Run:
             return self.folder / "rounds" / str(self.round) / OUTPUTS[stage]
         return self.folder / OUTPUTS[stage]
 
+    def sums(self, stage: str) -> Path:
+        """SHA-256 of what a stage has left, as `sha256sum --check` reads it in the run folder."""
+        return self.folder / "settings" / (f"{stage}.round-{self.round}.sha256" if self.round else f"{stage}.sha256")
+
     def round_simulations(self, number: int) -> Path:
         """Where the simulations are that round `number` has added."""
         return self.folder / "rounds" / str(number) / OUTPUTS["simulate"]
@@ -202,14 +213,15 @@ class Run:
         return tuple(p for p in map(self.round_simulations, range(1, last)) if p.is_file())
 
     def input(self, stage: str) -> Path:
-        """Output of an earlier stage.
+        """Output of an earlier stage, as that stage has left it.
 
         Raises:
-            InputError: that stage has not been run.
+            InputError: that stage has not been run, or its output has been damaged since.
         """
         path = self.output(stage)
         if not path.is_file():
             raise InputError(f"{path} is missing: run `elboscope {stage}` first")
+        check_sum(path)
         return path
 
     def observation(self) -> DataSet:
@@ -266,7 +278,7 @@ def need_same_settings(run: Run, path: Path, stage: str) -> None:
     Raises:
         InputError: names the first setting that differs.
     """
-    stored = json.loads(read_attribute(path, SETTINGS) or "{}").get(stage)
+    stored = read_record(path, SETTINGS).get(stage)
     if stored is None:
         return
     wanted = run.case.content(stage)[stage]
@@ -344,7 +356,13 @@ def begin(
         version: raised when the stage's output would change for the same settings.
         settings: the settings that matter to it.
         inputs: files whose content matters to it.
+
+    Raises:
+        InputError: an input is not what its stage has left there.
     """
+    for path in inputs.values():
+        if path.is_file():
+            check_sum(path)
     digests = {name: input_digest(path) for name, path in inputs.items()}
     key = content_key(stage, version, settings, digests)
     output = run.output(stage)
@@ -355,7 +373,7 @@ def begin(
     if _asking.get():
         raise Outdated(_why(run, output, settings, digests))
     with suppress(OSError):
-        checksum_path(run.folder, stage).unlink()
+        run.sums(stage).unlink()
     run.pin_threads()
     return StageKey(stage, key, run.case.dump(), digests, Meter())
 
@@ -364,36 +382,30 @@ def _why(run: Run, output: Path, settings: Mapping[str, Any], digests: Mapping[s
     """What differs between an output and what the case asks for."""
     if read_key(output) is None:
         return "no output yet"
-    stored: dict[str, Any] = json.loads(read_attribute(output, SETTINGS) or "{}")
+    stored = read_record(output, SETTINGS)
     now = run.case.dump()
     had, has = (_flat({k: values[k] for k in settings if k in values}) for values in (stored, now))
     changed = [k for k in has if k in had and had[k] != has[k]]
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         return f"{changed[0]} was {had[changed[0]]}, is {has[changed[0]]}{more}"
-    inputs: dict[str, str] = json.loads(read_attribute(output, INPUTS) or "{}")
+    inputs = read_record(output, INPUTS)
     other = [name for name, digest in digests.items() if inputs.get(name) != digest]
     return f"other {' and '.join(other)} than it was made from" if other else "made by another version"
 
 
 def is_stale(path: Path, inputs: Mapping[str, Path]) -> bool:
     """Whether `path` was made from other inputs than those that now lie there; inputs not recorded do not count."""
-    recorded = json.loads(read_attribute(path, INPUTS) or "{}")
+    recorded = read_record(path, INPUTS)
     return any(name in recorded and recorded[name] != input_digest(file) for name, file in inputs.items())
 
 
-def checksum_path(folder: Path, stage: str) -> Path:
-    """SHA-256 of a stage's output as `sha256sum --check` reads it, in the run folder."""
-    return folder / "settings" / f"{stage}.sha256"
-
-
 def finish(run: Run, key: StageKey, note: str) -> Path:
-    """Write the resolved settings and the checksum of the output beside it, and say what was made."""
+    """Write the resolved settings and the checksums of what the stage has left, and say what was made."""
     output = run.output(key.stage)
-    write_text(checksum_path(run.folder, key.stage), f"{file_sha256(output)}  {output.name}\n")
-    write_text(
-        run.folder / "settings" / f"{key.stage}.yaml",
-        yaml.safe_dump(json.loads(json.dumps(key.settings)), sort_keys=False),
-    )
+    settings = run.folder / "settings" / f"{key.stage}.yaml"
+    write_text(settings, yaml.safe_dump(json.loads(json.dumps(key.settings)), sort_keys=False))
+    beside = [p for pattern in BESIDE.get(key.stage, ()) for p in sorted(run.folder.glob(pattern)) if p.is_file()]
+    record_sums(run.folder, run.sums(key.stage).stem, [output] if run.round else [output, settings, *beside])
     console.print(f"{key.stage}: {output} ({key.meter.took(read_cost(output))}) {note}")
     return output

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.cost import Cost, Meter, cost_from
+from pipeline.cost import Cost, Meter
 from pipeline.errors import InputError
 from pipeline.rng import generator
 from pipeline.schema import CONTENT_KEY, STAGE
 from pipeline.stages.run import Run
-from pipeline.store import as_text, content_key, open_hdf5, write_data, write_text
+from pipeline.store import as_text, content_key, open_hdf5, read_cost, write_data, write_text
 from simulators.failures import Failure, FailureCode
 from simulators.priors import need_in_support, sample
 from simulators.protocol import Data, simulate_with_reasons
@@ -144,8 +144,7 @@ def _cost_path(shard: Path) -> Path:
 
 def _cost_of(shard: Path) -> Cost:
     """What a shard has cost; nothing where that was not written down."""
-    path = _cost_path(shard)
-    return (cost_from(path.read_text(encoding="utf-8")) if path.is_file() else None) or Cost()
+    return read_cost(_cost_path(shard)) or Cost()
 
 
 def simulate_rows(run: Run, shard: Shard, *, advance: Callable[[int], None]) -> Simulated:

@@ -14,9 +14,9 @@ from rich.tree import Tree
 
 from pipeline.cost import SPANS
 from pipeline.schema import CONTENT_KEY, INPUTS, PROVENANCE, SETTINGS, STAGE
-from pipeline.store import open_hdf5, read_key, read_safetensors_header
+from pipeline.store import open_hdf5, read_key, read_safetensors_header, reading
 
-HIDDEN = ("DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME")
+HIDDEN = ("DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME", "text_crc32")
 DIGEST_DIGITS = 12
 """Of 64: enough to tell the files of a run apart, few enough to compare by eye."""
 LONGEST = 200
@@ -36,12 +36,12 @@ def show(path: Path) -> None:
     """
     tree = Tree(str(path))
     if path.suffix == ".safetensors":
-        header = read_safetensors_header(path)
-        _show_origin(tree, header, path)
-        _show_attributes(tree, header)
         from safetensors import safe_open
 
-        with safe_open(path, framework="pt") as file:
+        header = read_safetensors_header(path)
+        with reading(path), safe_open(path, framework="pt") as file:
+            _show_origin(tree, header, path)
+            _show_attributes(tree, header)
             for name in sorted(file.keys()):
                 part = file.get_slice(name)
                 tree.add(f"{name}  {tuple(part.get_shape())} {part.get_dtype()}")

@@ -26,7 +26,7 @@ from pipeline.stages.shard import (
     shard_report,
 )
 from pipeline.stages.simulation_workers import cores, make_in_workers
-from pipeline.store import write_text
+from pipeline.store import check_sum, write_text
 from simulators.failures import FailureCode
 from simulators.priors import sample
 
@@ -89,6 +89,8 @@ def _relevant(run: Run) -> Mapping[str, object]:
 def _added(run: Run) -> list[int]:
     """Rows of each extension of this run folder."""
     path = run.folder / FOLDER / ADDED
+    if path.is_file():
+        check_sum(path)
     try:
         sizes = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -109,6 +111,7 @@ def _extend(run: Run, rows: int) -> None:
     added = _added(run)
     finished = begin(run, "simulate", VERSION, _relevant(run), {}, say=False) is None
     if finished:
+        run.sums("simulate").unlink(missing_ok=True)  # of the set as it was
         write_text(run.folder / FOLDER / ADDED, json.dumps([*added, rows]) + "\n")
     elif not added or added[-1] != rows:
         raise InputError(

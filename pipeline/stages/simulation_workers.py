@@ -7,7 +7,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from typing import IO, Any
 
 from pipeline.errors import InputError
 from pipeline.interrupt import stop_if_asked
+from pipeline.own_process import own_command, own_sources
 from pipeline.progress import Advance, console
 from pipeline.stages.run import Run
 from pipeline.stages.shard import FOLDER, Shard, ShardReport
@@ -75,13 +75,12 @@ class _Work:
 
     def start(self) -> _Worker:
         """A process with its first shard."""
-        path = os.pathsep.join(p for p in sys.path if p)
         worker = _Worker(
             subprocess.Popen(
-                [sys.executable, "-m", "pipeline.stages.simulation_worker"],
+                own_command("pipeline.stages.simulation_worker"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=os.environ | ONE_THREAD | {"PYTHONPATH": path},
+                env=os.environ | ONE_THREAD | own_sources(),
                 process_group=0,  # Ctrl-C reaches this process alone
             )
         )

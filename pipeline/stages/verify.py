@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +11,38 @@ import h5py
 import numpy as np
 
 from pipeline.config import case_from_values
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 from pipeline.progress import console, progress_bar
 from pipeline.schema import CONTENT_KEY, INPUTS, SETTINGS
 from pipeline.settings import CaseSettings
 from pipeline.stages.link import SHARD_KEY, SHARDS, linked_shards
-from pipeline.stages.run import OUTPUTS, Run, checksum_path, hold
+from pipeline.stages.run import OUTPUTS, Run, hold
 from pipeline.stages.shard import FAILED_COUNT, FOLDER, SHARD, shard_key
-from pipeline.stages.simulate import simulate
-from pipeline.store import as_text, file_sha256, input_digest, open_hdf5, read_attribute
+from pipeline.stages.simulate import ADDED, simulate
+from pipeline.store import (
+    as_text,
+    check_zip,
+    file_sha256,
+    input_digest,
+    open_hdf5,
+    read_attribute,
+    read_record,
+    read_safetensors,
+    read_sums,
+    reading,
+    refuse_own_code,
+    sums_of,
+)
 from simulators.reading.yaml_text import read_yaml
 
+UNFINISHED = (
+    "checkpoints/*.ckpt",
+    "checkpoints/*.safetensors",
+    "*.parts/*.h5",
+    "rounds/*/*.h5",
+    "rounds/*/*.safetensors",
+)
+"""What a run is made from, and what a stage leaves that is not done: recorded nowhere, or not yet."""
 READ_ROWS_BYTES = 1 << 26
 """Read at once."""
 
@@ -57,9 +76,9 @@ def verify(folder: Path, *, repair: bool = False, case: CaseSettings | None = No
         )
     bad = check_run(folder)
     for finding in bad:
-        console.print(f"bad: {finding.path}: {finding.problem}")
-    for line in _stale(folder):
-        console.print(f"note: {line}")
+        console.print(f"bad: {one_line(f'{finding.path}: {finding.problem}')}")
+    for line in (*_stale(folder), *_unrecorded(folder, bad)):
+        console.print(f"note: {one_line(line)}")
     if not bad:
         console.print(f"verify: {folder}: all is well")
         return
@@ -84,8 +103,9 @@ def check_run(folder: Path) -> list[Finding]:
     link = folder / OUTPUTS["simulate"]
     shards = sorted((folder / FOLDER).glob("shard-*.h5"))
     others = [p for stage, name in OUTPUTS.items() if stage != "simulate" and (p := folder / name).is_file()]
-    checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"))
-    with progress_bar("verify", len(shards) + len(others) + len(checkpoints) + 1) as advance:
+    others += [p for pattern in UNFINISHED for p in sorted(folder.glob(pattern))]
+    recorded = sums_of(folder)
+    with progress_bar("verify", len(shards) + len(others) + len(recorded) + 1) as advance:
         key = _any_key(link, shards)
         for path in shards:
             found += _tried(path, lambda p: _check_shard(p, key))
@@ -94,18 +114,48 @@ def check_run(folder: Path) -> list[Finding]:
             bad = {f.path for f in found}
             found += _tried(link, lambda p: _check_link(p, bad))
         advance(1)
-        for path in (*others, *checkpoints):
+        for path in others:
             found += _tried(path, _check_file)
             advance(1)
-    return found
+        for path in recorded:
+            found += _check_recorded(folder, path)
+            advance(1)
+    return list({f.path: f for f in reversed(found)}.values())[::-1]
 
 
 def _tried(path: Path, check: Callable[[Path], None]) -> Iterator[Finding]:
     """A check that raises has found something."""
     try:
-        check(path)
-    except (InputError, OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        yield Finding(path, str(error).removeprefix(f"{path}: ").splitlines()[0])
+        with reading(path):
+            check(path)
+    except (InputError, OSError) as error:
+        yield Finding(path, str(error).removeprefix(f"{path}: "))
+
+
+def _check_recorded(folder: Path, sums: Path) -> Iterator[Finding]:
+    """A file of checksums, and every file of the run that it lists and that is still there."""
+    try:
+        recorded = read_sums(sums)
+    except InputError as error:
+        yield Finding(sums, str(error).removeprefix(f"{sums}: "))
+        return
+    for name, digest in recorded.items():
+        path = folder / name
+        if path.is_file() and file_sha256(path) != digest:
+            yield Finding(path, f"SHA-256 is not that in {sums}")
+
+
+def _unrecorded(folder: Path, bad: list[Finding]) -> Iterator[str]:
+    """What is gone of what was recorded, and outputs whose stage has recorded no checksum."""
+    damaged, listed = {f.path for f in bad}, set[str]()
+    for sums in (s for s in sums_of(folder) if s not in damaged):
+        names = read_sums(sums)
+        listed |= names.keys()
+        for name in sorted(n for n in names if not (folder / n).is_file()):
+            yield f"{name} is not there any more; {sums.name} lists it"
+    for name in OUTPUTS.values():
+        if (folder / name).is_file() and name not in listed:
+            yield f"{name} has no checksum in {folder / 'settings'}: only its own were compared"
 
 
 def _any_key(link: Path, shards: list[Path]) -> str | None:
@@ -136,7 +186,6 @@ def _check_shard(path: Path, key: str | None) -> None:
 
 def _check_link(path: Path, bad: set[Path]) -> None:
     """Every dataset covers all rows, in the order of the shards, by shards that are there and have as many rows."""
-    _check_sum(path)
     folder = path.parent
     with open_hdf5(path, layout_only=True) as file:
         count, failed = int(np.asarray(file.attrs[SHARDS])), int(np.asarray(file.attrs[FAILED_COUNT]))
@@ -167,30 +216,17 @@ def _check_link(path: Path, bad: set[Path]) -> None:
 
 
 def _check_file(path: Path) -> None:
-    """Any other file: against its checksum, and readable to the end."""
-    _check_sum(path)
-    if path.suffix == ".h5":
+    """Any other file: readable to the end, and against checksums of its own."""
+    if path.suffix == ".safetensors":
+        read_safetensors(path)
+    elif path.suffix == ".h5":
         with open_hdf5(path) as file:
             for name, dataset in _datasets(file):
                 _read_all(name, dataset)
     elif path.suffix == ".ckpt":
-        with zipfile.ZipFile(path) as file:  # torch's format, with a CRC-32 on every entry
-            if (name := file.testzip()) is not None:
-                raise InputError(f"checksum of {name} failed")
+        check_zip(path)  # torch's format, with a CRC-32 on every entry
     elif path.suffix == ".html" and not path.read_text(encoding="utf-8").rstrip().endswith("</html>"):
         raise InputError("ends early")
-
-
-def _check_sum(path: Path) -> None:
-    """Against the SHA-256 that its stage has left."""
-    stage = next((s for s, name in OUTPUTS.items() if name == path.name), None)
-    recorded = checksum_path(path.parent, stage) if stage else None
-    if (
-        recorded is not None
-        and recorded.is_file()
-        and recorded.read_text(encoding="utf-8").split()[0] != file_sha256(path)
-    ):
-        raise InputError(f"SHA-256 is not that in {recorded}")
 
 
 def _datasets(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:
@@ -223,8 +259,8 @@ def _stale(folder: Path) -> Iterator[str]:
     }
     for stage, output in OUTPUTS.items():
         try:
-            recorded = json.loads(read_attribute(folder / output, INPUTS) or "{}")
-        except ValueError:
+            recorded = read_record(folder / output, INPUTS)
+        except InputError:
             continue
         for name, digest in recorded.items():
             path = folder / OUTPUTS[names[name]] if name in names else None
@@ -236,12 +272,17 @@ def _repair(folder: Path, bad: set[Path], case: CaseSettings | None) -> None:
     """Simulations are made again, bit for bit; what is neither shard nor link is set aside, for its stage to make again."""
     stages = {name: stage for stage, name in OUTPUTS.items()}
     link = folder / OUTPUTS["simulate"]
+    if (added := folder / FOLDER / ADDED) in bad:
+        raise InputError(
+            f"{added}: damaged, and nothing else knows it: write the rows of each `simulate --add` into it, such as "
+            "[100000]; nothing was changed"
+        )
     simulations = {p for p in bad if p.parent == folder / FOLDER or p == link}
     for path in sorted(bad - simulations):
         aside = path.with_name(f"{path.name}.damaged")
         path.replace(aside)
-        stage = stages.get(path.name, "train")
-        console.print(f"repair: {path} is now {aside.name}: run `elboscope {stage}` again")
+        again = f": run `elboscope {stages[path.name]}` again" if path.name in stages else ""
+        console.print(f"repair: {path} is now {aside.name}{again}")
     if not simulations:
         return
     run = Run(case or _stored_case(folder), folder)
@@ -273,8 +314,7 @@ def _stored_case(folder: Path) -> CaseSettings:
     case = next((c for c in map(_case_in, texts) if c is not None), None)  # a flipped bit may be in either
     if case is None:
         raise InputError(f"{folder}: no readable settings of its simulations: give --config CONFIG")
-    if case.simulator.path is not None:
-        raise InputError(f"{folder}: its simulator is in {case.simulator.path}: give --config CONFIG, which names it")
+    refuse_own_code(case, folder)
     return case
 
 
@@ -283,5 +323,5 @@ def _case_in(text: str | None) -> CaseSettings | None:
     try:
         values = read_yaml(text, "settings") if text else None
         return case_from_values(values, "settings") if isinstance(values, dict) else None
-    except InputError:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None

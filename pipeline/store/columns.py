@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,13 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.store.hdf5 import as_text
+from pipeline.store.keys import json_object
 from simulators.protocol import Observable, Parameter
 from simulators.units import conversion_factor
+
+TEXT_SUMS = "text_crc32"
+"""Root attribute: JSON of CRC-32 by dataset and attribute."""
+SEPARATOR = "\n"
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,33 @@ class Column:
         return (values if self.factor is None else values.double() * self.factor).to(self.dtype)
 
 
+def text_crc(value: str | Sequence[str]) -> int:
+    """CRC-32 of text in an attribute that h5py hands out as str: such text lies where HDF5 has no checksum."""
+    return zlib.crc32(SEPARATOR.join([value] if isinstance(value, str) else value).encode())
+
+
+def text_attribute(dataset: h5py.Dataset, name: str, source: str) -> list[str]:
+    """The texts of an attribute; none where it is absent.
+
+    Raises:
+        InputError: a bit of it has flipped, such as km / s to cm / s. Text that somebody has changed on purpose is taken as it is.
+    """
+    texts = [as_text(v) for v in np.atleast_1d(dataset.attrs.get(name, []))]
+    sums = json_object(as_text(dataset.file.attrs.get(TEXT_SUMS, "{}")), f"{source}: {TEXT_SUMS}")
+    noted = sums.get(f"{dataset.name} {name}")
+    if noted is None or text_crc(texts) == noted:
+        return texts
+    raw = SEPARATOR.join(texts).encode()
+    for bit in range(8 * len(raw)):
+        before = bytearray(raw)
+        before[bit // 8] ^= 1 << bit % 8
+        if zlib.crc32(before) == noted:
+            raise InputError(
+                f"{source}: damaged: a bit of its attribute {name!r} has flipped: {SEPARATOR.join(texts)!r} was {before.decode()!r}"
+            )
+    return texts
+
+
 def theta_column(path: Path, file: h5py.File, parameters: Sequence[Parameter]) -> Column:
     """`/theta`, (N, D).
 
@@ -52,7 +85,7 @@ def theta_column(path: Path, file: h5py.File, parameters: Sequence[Parameter]) -
     if names != expected:
         raise InputError(f"{name} has parameters {names}, expected {expected}")
     _check(dataset, (len(expected),), name)
-    units = [as_text(u) for u in np.atleast_1d(dataset.attrs.get("units", []))]
+    units = text_attribute(dataset, "units", name)
     if len(units) != len(expected):
         raise InputError(f"{name}: expected the attribute 'units' with {len(expected)} units, got {units}")
     factors = [_conversion(u, p.unit, f"{name}, {p.name}") for u, p in zip(units, parameters, strict=True)]
@@ -74,7 +107,8 @@ def observable_column(path: Path, file: h5py.File, observable: Observable) -> Co
         raise InputError(f"{name}: no attribute 'unit'; expected one, such as {observable.unit!r}")
     _check(dataset, observable.shape, name)
     dtype = torch.float64 if observable.dtype == "float64" else torch.float32
-    factor = _conversion(dataset.attrs["unit"], observable.unit, name)
+    (unit,) = text_attribute(dataset, "unit", name)[:1] or [""]
+    factor = _conversion(unit, observable.unit, name)
     return Column(f"x/{observable.name}", dtype, _factor([factor]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,13 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.schema import SCHEMA, SCHEMA_VERSION
-from pipeline.store.columns import Column, observable_column, theta_column
-from pipeline.store.hdf5 import as_text, checked_text, create_dataset, open_hdf5, write_hdf5
+from pipeline.store.columns import TEXT_SUMS, Column, observable_column, text_crc, theta_column
+from pipeline.store.hdf5 import as_text, checked_text, create_dataset, fixed_text, open_hdf5, write_hdf5
 from simulators.one_form import filled
 from simulators.protocol import Data, Observable, Parameter
 
-OTHER_OPEN_FILES = 256
-"""Left to everything else in the process."""
+OTHER_OPEN_FILES, MORE_OPEN_FILES = 256, 16
+"""Left to everything else in the process; and, where the limit is tight, beyond those that are open."""
 
 
 @dataclass(frozen=True)
@@ -83,25 +84,34 @@ def write_data(
     """
     text: Callable[[Any], Any] = checked_text if checked else lambda value: value
 
+    sums: dict[str, int] = {}
+
+    def note(dataset: h5py.Dataset, name: str, value: Any) -> None:
+        dataset.attrs[name] = text(value)
+        sums[f"{dataset.name} {name}"] = text_crc(value)
+
     def fill(file: h5py.File) -> None:
         group = file.create_group("x")
         for o in observables:
             values = x[o.name].cpu().numpy().astype(o.dtype, copy=False)
             dataset = create_dataset(group, o.name, values, compression=compression)
-            dataset.attrs.update({"unit": text(o.unit), "role": text(o.role), "label": text(o.label)})
+            dataset.attrs.update({"role": text(o.role), "label": text(o.label)})
+            note(dataset, "unit", o.unit)
         if theta is not None:
             values = theta.cpu().numpy().astype(np.float64, copy=False)
             dataset = create_dataset(file, "theta", values, compression=compression)
-            dataset.attrs["names"] = text([p.name for p in parameters])
-            dataset.attrs["units"] = text([p.unit for p in parameters])
+            note(dataset, "names", [p.name for p in parameters])
+            note(dataset, "units", [p.unit for p in parameters])
         if ids is not None:
-            create_dataset(file, "id", list(ids))
+            create_dataset(file, "id", fixed_text(ids))
         if failed is not None:
             create_dataset(file, "failed", failed.cpu().numpy().astype(np.uint8), compression=compression)
         if failures:
             words = file.create_group("failures")
             create_dataset(words, "row", np.array(list(failures), dtype=np.int64))
             create_dataset(words, "reason", text(list(failures.values())))
+        if not checked:
+            file.attrs[TEXT_SUMS] = checked_text(json.dumps(sums))
 
     stamp = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION} | dict(attributes or {})
     write_hdf5(path, fill, {k: text(v) for k, v in stamp.items()})
@@ -180,12 +190,14 @@ def _allow_sources(path: Path, file: h5py.File) -> None:
 
 def _allow_open_files(path: Path, shards: int) -> None:
     """Raise this process's limit of open files as far as it may go."""
-    if sys.platform == "win32":
+    if sys.platform == "win32" or not shards:
         return
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = shards + OTHER_OPEN_FILES
+    needed, open_now = shards + OTHER_OPEN_FILES, Path("/proc/self/fd")
+    if hard != resource.RLIM_INFINITY and hard < needed and open_now.is_dir():  # a tight limit: count what is needed
+        needed = shards + len(list(open_now.iterdir())) + MORE_OPEN_FILES
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = [
     "as_text",
     "checked_text",
     "create_dataset",
+    "fixed_text",
     "hdf5_content_digest",
     "open_hdf5",
     "write_hdf5",
@@ -61,6 +62,12 @@ def checked_text(value: Any) -> Any:
     if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
         return np.array([v.encode() or b"\0" for v in value])
     return value
+
+
+def fixed_text(values: Sequence[str]) -> Any:
+    """UTF-8 of one length, (N,), which lies under the checksum of its chunk; h5py reads it as it reads other text."""
+    raw = [v.encode() or b"\0" for v in values]
+    return np.array(raw, dtype=h5py.string_dtype("utf-8", max(map(len, raw), default=1)))
 
 
 def _compression_filter(compression: str) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from pipeline.errors import InputError
 from pipeline.schema import CONTENT_KEY, INPUTS, PROVENANCE, SCHEMA, SCHEMA_VERSION, SETTINGS, STAGE
 from pipeline.store.hdf5 import as_text, open_hdf5
 from pipeline.store.weights import read_safetensors_header
+from simulators.reading.boundary import reading
 
 RECORDED_PACKAGES = (
     "elboscope",
@@ -85,13 +86,44 @@ def read_attribute(path: Path, name: str) -> str | None:
         with open_hdf5(path, layout_only=True) as file:
             value = file.attrs.get(name)
             return as_text(value) if value is not None else None
-    except (OSError, ValueError, InputError):
+    except (OSError, ValueError):  # InputError too, which is all that opening and reading raise
         return None
 
 
+def read_record(path: Path, name: str) -> dict[str, Any]:
+    """A JSON object in a root attribute; empty where the attribute, or the file, is absent or unreadable.
+
+    Raises:
+        InputError: the attribute holds anything else.
+    """
+    text = read_attribute(path, name)
+    return {} if text is None else json_object(text, f"{path}: attribute {name!r}")
+
+
+def json_object(text: str, source: str) -> dict[str, Any]:
+    """A JSON object; `source` stands at the start of an error.
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{source}: expected a JSON object, got other text ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{source}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
 def read_cost(path: Path) -> Cost | None:
-    """Cost of the whole stage, or of the piece of one, that a file of ours is; None where it does not say."""
-    return cost_from(read_attribute(path, PROVENANCE))
+    """Cost of the whole stage, or of the piece of one, that a file of ours is; None where it does not say.
+
+    Raises:
+        InputError: what it says is no cost.
+    """
+    with reading(path):
+        beside = path.suffix == ".json" and path.is_file()
+        return cost_from(path.read_text(encoding="utf-8") if beside else read_attribute(path, PROVENANCE))
 
 
 def provenance(cost: Cost | None = None, extra: Mapping[str, Any] | None = None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -11,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import build_simulator, case_from_values
+from pipeline.config import build_simulator
 from pipeline.errors import InputError
 from pipeline.schema import SETTINGS
-from pipeline.store import complete_or_absent, write_text
+from pipeline.store import complete_or_absent, stored_case, write_text
 from pipeline.tables.inference_reader import Array, InferenceFile, open_inference
 from simulators.protocol import Parameter
 from simulators.units import unit_text
@@ -122,11 +121,11 @@ def _bound(support: Any, name: str) -> str:
 
 def _declared(inference: InferenceFile) -> tuple[Parameter, ...]:
     """The simulator's parameters; none where its code is a user's own, which is run only if a config names it."""
-    settings = json.loads(str(inference.file.attrs.get(SETTINGS, "{}")))
-    if "simulator" not in settings:
+    text = inference.file.attrs.get(SETTINGS)
+    if text is None:
         return ()
     try:
-        case = case_from_values(settings, str(inference.path))
+        case = stored_case(str(text), inference.path)
         if case.simulator.path is not None:
             return ()
         return tuple(build_simulator(case.simulator).parameters)

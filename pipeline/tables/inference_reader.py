@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.schema import CERTIFICATE, CONTENT_KEY, INPUTS, SETTINGS, STAGE, SUMMARY_HASH
-from pipeline.store import open_hdf5
+from pipeline.store import check_sum, open_hdf5
 
 BLOCK_BYTES = 1 << 26
 """Bytes of draws that are read at once: 64 MiB are 800 observations of 2,000 draws of 5 parameters."""
@@ -179,18 +179,15 @@ def open_inference(path: str | Path) -> Iterator[InferenceFile]:
         InputError: missing, not HDF5, damaged, or without the groups of an inference file.
     """
     path = Path(path)
+    if path.is_file():
+        check_sum(path)
     with open_hdf5(path) as file:
         missing = [n for n in ("posterior", "certificate") if not isinstance(file.get(n), h5py.Group)]
         if missing or VERDICT not in file["certificate"]:  # pyright: ignore[reportOperatorIssue]
             raise InputError(
                 f"{path}: not a file of posteriors: expected the groups posterior and certificate as `elboscope infer` writes them"
             )
-        try:
-            yield InferenceFile(path, file, _ids(file), _parameters(path, file))
-        except OSError as error:
-            if error.filename is not None:
-                raise
-            raise InputError(f"{path}: damaged: a checksum or a read failed ({error})") from None
+        yield InferenceFile(path, file, _ids(file), _parameters(path, file))
 
 
 def _ids(file: h5py.File) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.cost import Cost, Meter, cost_from
-from pipeline.store import write_text
+from pipeline.cost import Cost, Meter
+from pipeline.store import read_cost, write_text
 from pipeline.training.processes import Processes
 
 
@@ -15,7 +15,7 @@ class Account:
 
     def __init__(self, folder: Path, meter: Meter, processes: Processes) -> None:
         self.path, self.meter, self.processes = folder / "cost.json", meter, processes
-        self.cost = cost_from(self.path.read_text(encoding="utf-8")) if self.path.is_file() else None
+        self.cost = read_cost(self.path)
 
     def add(self) -> Cost:
         """All up to now; every process has to call this, and the first writes it down."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.interrupt import asked_to_stop, stop_if_asked
+from pipeline.own_process import own_command, own_sources
 
 LAUNCHED = "ELBOSCOPE_LAUNCHED"
 """Set in processes started here: the one that starts them holds the run folder for all."""
@@ -51,11 +52,11 @@ def launch(arguments: Sequence[str], count: int, *, logs: Path, threads: int) ->
             with (logs / f"train-{rank}.log").open("wb") as log:
                 place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                 output = log if rank else None
-                command = [sys.executable, "-m", "pipeline.cli", *arguments]
+                command = [*own_command("pipeline.cli"), *arguments]
                 processes.append(
                     subprocess.Popen(
                         command,
-                        env=os.environ | shared | place,
+                        env=os.environ | own_sources() | shared | place,
                         stdout=output,
                         stderr=output,
                         preexec_fn=_end_with_parent,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pipeline.errors import InputError
-from pipeline.store import Column, observable_column, open_hdf5, theta_column
+from pipeline.store import Column, observable_column, open_hdf5, reading, theta_column
 from pipeline.training.data import TrainingSet, training_set
 from simulators.protocol import Simulator
 
@@ -130,10 +130,8 @@ class SimulationRows:
     def _read(self, piece: Piece, name: str, start: int, stop: int) -> Any:
         first = max(start, piece.start) - piece.start + piece.offset
         last = min(stop, piece.stop) - piece.start + piece.offset
-        try:
+        with reading(piece.path):
             return self._open(piece.path)[name][first:last]  # pyright: ignore[reportIndexIssue]
-        except (OSError, KeyError) as error:
-            raise InputError(f"{piece.path}: damaged: a checksum or a read failed ({error})") from None
 
     def _open(self, path: Path) -> h5py.File:
         """A shard; the one used longest ago is closed for it."""

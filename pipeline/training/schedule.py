@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import pickle
 import signal
 import time
 import warnings
@@ -30,7 +31,14 @@ from pipeline.estimators.network import PosteriorNetwork
 from pipeline.interrupt import Interrupted, handle_sigterm_again, stop_if_asked
 from pipeline.progress import console, progress_bar
 from pipeline.settings import CaseSettings, PhaseSettings
-from pipeline.store import complete_or_absent, read_safetensors, write_safetensors, write_text
+from pipeline.store import (
+    check_zip,
+    complete_or_absent,
+    read_safetensors,
+    reading,
+    write_safetensors,
+    write_text,
+)
 from pipeline.training.account import Account
 from pipeline.training.data import Source, TrainingSet
 from pipeline.training.guard import guard_of
@@ -197,9 +205,10 @@ def train_schedule(
         finished = folder / f"phase-{index}.safetensors"
         if processes.from_first(finished.is_file()):
             tensors, header = read_safetensors(finished)
-            network.load_state_dict(tensors)
-            rows, outcome = _parse_history(header["history"]), PhaseOutcome(**json.loads(header["outcome"]))
-            added = {name: int(header[name]) for name in counts}
+            with reading(finished):
+                network.load_state_dict(tensors)
+                rows, outcome = _parse_history(header["history"]), PhaseOutcome(**json.loads(header["outcome"]))
+                added = {name: int(header[name]) for name in counts}
         else:
             guard = guard_of(
                 settings,
@@ -274,7 +283,7 @@ def _fit(
     phase, processes, device = module.phase, module.processes, module.held_out.theta.device
     done = 0
     if processes.first and checkpoint.is_file():
-        done = int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
+        done = _steps_done(checkpoint)
     done = processes.from_first(done)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -318,6 +327,22 @@ def _fit(
         raise InputError(
             f"train: {module.guard.criterion} of phase {module.index} ({phase.label}) was never a finite number"
         )
+
+
+def _steps_done(checkpoint: Path) -> int:
+    """Steps after which a checkpoint was written.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    check_zip(checkpoint)  # torch reads past a wrong CRC-32
+    try:
+        with reading(checkpoint):
+            return int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"{checkpoint}: damaged ({str(error).splitlines()[0]}); remove it, and the phase begins anew"
+        ) from None
 
 
 def _discard_other_runs(folder: Path, key: str) -> None:

@@ -19,12 +19,13 @@ from typing import Any
 
 from pipeline.config import load_case
 from pipeline.errors import InputError
+from pipeline.own_process import own_command
 from pipeline.progress import Advance, console, progress_bar
 from pipeline.settings import CaseSettings
-from pipeline.store import write_text
+from pipeline.store import check_sum, record_sums, write_text
 from pipeline.workflow.jobs import Jobs, Stage
 from pipeline.workflow.logs import last_word
-from pipeline.workflow.profile import Profile
+from pipeline.workflow.profile import KEPT, Profile
 from simulators.reading.yaml_text import write_yaml
 
 HERE = Path(__file__).parent
@@ -35,6 +36,12 @@ def write_case(case: CaseSettings, folder: Path) -> None:
     """Keep the resolved case in the run folder: a queued job does not see later edits of the YAML."""
     values = case.dump() | case.dump("resources")
     write_text(folder / CASE, write_yaml(values))
+    record_workflow(folder)
+
+
+def record_workflow(folder: Path) -> None:
+    """Note the checksums of the case and of the profile that lie in the run folder."""
+    record_sums(folder, "workflow", [p for name in (CASE, KEPT) if (p := folder / name).is_file()])
 
 
 def saved_case(folder: Path) -> CaseSettings:
@@ -45,6 +52,7 @@ def saved_case(folder: Path) -> CaseSettings:
     """
     if not (folder / CASE).is_file():
         raise InputError(f"{folder}: expected the folder of an `elboscope run`, with {CASE} in it")
+    check_sum(folder / CASE)
     return load_case(folder / CASE)
 
 
@@ -60,7 +68,7 @@ def jobs_of(folder: Path, stages: Mapping[str, Stage], profile: Profile) -> Jobs
         case=str(run / CASE),
         folder=os.getcwd(),
         stages=stages,
-        command=shlex.split(profile.command) or [sys.executable, "-m", "pipeline.cli"],
+        command=shlex.split(profile.command) or own_command("pipeline.cli"),
         launch=profile.launch,
         gpu_options=profile.gpu_options,
         most_minutes=profile.most_minutes,

@@ -11,7 +11,7 @@ trap 'signalled=1; say "got TERM, passes it on"; kill -TERM $child' TERM
 cd @CWD@ || exit 1
 ls @RUN@ > /dev/null # a network filesystem then looks anew for what other nodes have written
 say "starts"
-@PYTHON@ -c '
+@PYTHON@ -I -c '
 import json, os, sys
 job = json.load(sys.stdin)["params"]
 os.environ["OMP_NUM_THREADS"] = str(job["cores"])

@@ -101,7 +101,7 @@ def load_profile(name: str) -> Profile:
 
 
 def write_profile(profile: Profile, folder: Path) -> None:
-    """Keep the profile in the run folder, for `elboscope status`."""
+    """Keep the profile in the run folder, for `elboscope status`; `drive.record_workflow` follows."""
     from pipeline.store import write_text  # torch
 
     write_text(folder / KEPT, write_yaml(profile.model_dump()))
@@ -109,7 +109,17 @@ def write_profile(profile: Profile, folder: Path) -> None:
 
 def saved_profile(folder: Path) -> Profile:
     """The profile that a run was last submitted with; that of this machine where it never was."""
-    return load_profile(str(folder / KEPT) if (folder / KEPT).is_file() else "local")
+    from pipeline.store import check_sum  # torch
+
+    if not (folder / KEPT).is_file():
+        return load_profile("local")
+    check_sum(folder / KEPT)
+    return load_profile(str(folder / KEPT))
+
+
+def is_packaged(profile: Profile) -> bool:
+    """Whether the package has a profile with the same commands."""
+    return any(load_profile(name).queue == profile.queue for name in shared_profiles())
 
 
 def _check(profile: Profile, path: Path) -> None:

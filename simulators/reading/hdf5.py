@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
 from h5py import h5s  # pyright: ignore[reportAttributeAccessIssue]
 
 from simulators.errors import InputError
-from simulators.reading.bounds import NUMBER_BYTES, need_regular, need_room, reason
+from simulators.reading.boundary import raise_about
+from simulators.reading.bounds import NUMBER_BYTES, need_regular, need_room
+from simulators.reading.heaps import check_heaps
 
 DEEPEST = 8
 """Virtual datasets over virtual datasets that are followed."""
@@ -24,24 +24,19 @@ NOT_HDF5 = "not an HDF5 file, or a truncated one"
 
 
 class Hdf5File(h5py.File):
-    """A file whose damage, wherever in a `with` block h5py meets it, is an InputError."""
+    """A file open for reading; what its content makes go wrong in a `with` block is an InputError (`boundary`)."""
 
     def __exit__(self, *raised: Any) -> None:
-        """Close it; an exception that came out of h5py is the file's fault."""
-        _, error, trace = raised
-        name = getattr(self, "read_from", "HDF5 file")
+        """Close it; what the block raised comes before what closing does."""
+        path, error = Path(getattr(self, "read_from", self.filename)), raised[1]
         try:
             super().__exit__(*raised)
         except Exception as closing:  # damage that HDF5 meets only now
-            error = error or closing
-            if error is closing:
-                raise InputError(f"{name}: damaged ({reason(closing)})") from None
-        if isinstance(error, Exception) and not isinstance(error, InputError) and _came_from_h5py(trace):
-            raise InputError(f"{name}: damaged: a checksum or a read failed ({reason(error)})") from None
-
-
-def _came_from_h5py(trace: TracebackType | None) -> bool:
-    return any(f.f_globals.get("__name__", "").partition(".")[0] == "h5py" for f, _ in traceback.walk_tb(trace))
+            if error is None:
+                raise_about(path, closing)
+                raise
+        if error is not None:
+            raise_about(path, error)
 
 
 def open_hdf5(path: Path, *, chunk_cache_bytes: int | None = None, layout_only: bool = False) -> Hdf5File:
@@ -58,6 +53,7 @@ def open_hdf5(path: Path, *, chunk_cache_bytes: int | None = None, layout_only: 
     """
     need_regular(path)
     load_filters()
+    check_heaps(path)
     if not layout_only:
         _check(path)
     return _opened(path, chunk_cache_bytes)

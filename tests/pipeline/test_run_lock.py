@@ -130,3 +130,78 @@ def test_a_folder_that_cannot_be_written_needs_no_lock(tmp_path: Path) -> None:
     (tmp_path / FOLDER).touch()  # a file in its place: nothing can be announced
     with run_lock(tmp_path, "report", writes=("report",)):
         pass
+
+
+@pytest.mark.parametrize("pid", [0, -1, -(2**40), 2**31, 2**63, 2**200, 1.5, True, None, "1", [1], {"a": 1}])
+@pytest.mark.parametrize("same_machine", [True, False])
+def test_a_lock_with_an_odd_process_id_does_not_matter(tmp_path: Path, pid: object, same_machine: bool) -> None:
+    """-1 is every process, 0 this group, and 2**63 no number for kill(2)."""
+    path = other(tmp_path)
+    values = json.loads(path.read_text()) | {"pid": pid} | ({} if same_machine else {"machine": "node7"})
+    path.write_text(json.dumps(values), encoding="utf-8")
+    hold(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"stage": 3}, {"writes": [[1]]}, {"host": None}, {"since": {}}, {"writes": "train"}, {"more": 1}]
+)
+def test_a_lock_with_other_types_does_not_matter(tmp_path: Path, changes: dict[str, object]) -> None:
+    path = other(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes), encoding="utf-8")
+    hold(tmp_path)
+
+
+def test_a_pipe_or_a_huge_file_among_locks_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).mkdir()
+    os.mkfifo(tmp_path / FOLDER / "a.json")
+    with (tmp_path / FOLDER / "b.json").open("wb") as file:
+        file.truncate(1 << 40)  # a hole
+    hold(tmp_path)
+
+
+def watched(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let time pass by sleeping alone, with the lock's time a year ahead."""
+    slept: list[float] = []
+    ahead = 365 * 86_400.0
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now = sum(slept)
+
+        def shifted(own: Path, times: object = None) -> None:
+            utime(own, (started + now,) * 2)
+
+        monkeypatch.setattr(module.os, "utime", shifted)
+
+    utime, started = os.utime, path.stat().st_mtime
+    utime(path, (started + ahead,) * 2)
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    return slept
+
+
+def test_a_dead_hosts_lock_from_a_clock_a_year_ahead_expires(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At 194e4d8 it held for a year."""
+    path = other(tmp_path, host="node7", machine="node7")
+    slept = watched(path, monkeypatch)
+    hold(tmp_path)
+    assert module.STALE_S <= sum(slept) < module.STALE_S + 3 * module.BEAT_S
+    assert "train on node7 is ahead of the clock here; taken over after 120 s" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_a_living_hosts_lock_from_a_clock_a_year_ahead_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = other(tmp_path, host="node7", machine="node7")
+    real = os.utime
+    slept = watched(path, monkeypatch)
+    outer = module.time.sleep
+
+    def sleep(seconds: float) -> None:
+        outer(seconds)
+        real(path, (path.stat().st_mtime + seconds,) * 2)
+
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    with pytest.raises(InputError, match="train is running there, in process .* on node7"):
+        hold(tmp_path)
+    assert sum(slept) < module.STALE_S
