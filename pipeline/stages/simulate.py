@@ -15,6 +15,7 @@ from pipeline.stages.contract import need_one_stream
 from pipeline.stages.link import forget_what_lost_its_shards, link, need_all
 from pipeline.stages.run import Run, StageKey, begin, finish
 from pipeline.stages.shard import (
+    COSTS,
     FOLDER,
     VERSION,
     Shard,
@@ -192,7 +193,8 @@ def _link(run: Run, stage: StageKey, shards: Sequence[Shard], key: str) -> Path:
         first = next(r.shard.name for r in reports if r.failed)
         raise InputError(_refusal(run, failed, rows, f"see /failures of {folder / first}"))
     names = {s.name for s in shards}
-    for stale in [p for p in folder.glob("shard-*.h5") if p.name not in names] + list(folder.glob(".shard-*.tmp")):
+    unfinished = [p for place in (folder, run.folder / COSTS) for p in place.glob(".shard-*.tmp")]
+    for stale in [p for p in folder.glob("shard-*.h5") if p.name not in names] + unfinished:
         stale.unlink(missing_ok=True)
     held_out = run.case.simulate.held_out
     attributes = stage.attributes(total_cost(r.cost for r in reports)) | {HELD_OUT: held_out}

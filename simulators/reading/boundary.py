@@ -47,6 +47,8 @@ def raise_about(path: Path, error: BaseException) -> None:
     """
     if isinstance(error, InputError) or not isinstance(error, Exception):
         return
+    if isinstance(error, ValueError) and str(error).startswith(f"{path}: "):  # a simulator's reader has said it
+        raise InputError(str(error)) from error
     about_a_file = isinstance(error, OSError) and error.filename is not None  # says itself which
     if about_a_file or not (isinstance(error, (OSError, *FROM_CONTENT)) or _raised_by(error) in READERS):
         return

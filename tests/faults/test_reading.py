@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.cli import said_in_one_line
 from pipeline.errors import LONGEST, InputError, one_line
-from pipeline.store import json_object, open_hdf5, read_record, reading
+from pipeline.store import json_object, open_hdf5, read_cost, read_record, reading
 from simulators.registry import load_class_from_file
 
 PATH = Path("some/file.h5")
@@ -80,7 +80,7 @@ def test_an_error_of_the_program_over_an_open_file_is_still_one(tmp_path: Path) 
         nobody  # noqa: B018, F821  # pyright: ignore[reportUndefinedVariable]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "3", "null", '{"a": NaN', "[" * 100_000, "1" * 5_000])
+@pytest.mark.parametrize("text", ["", "{", "3", "null", '{"a": NaN', "[" * 100_000, "1" * 5_000])
 def test_json_that_is_no_object_is_one_line(text: str) -> None:
     with pytest.raises(InputError, match=r"^here: expected a JSON object"):
         json_object(text, "here")
@@ -93,6 +93,23 @@ def test_a_record_that_is_absent_is_empty(tmp_path: Path) -> None:
     assert read_record(path, "inputs") == {}
     with pytest.raises(InputError, match=r"a\.h5: attribute 'settings': expected a JSON object, got list"):
         read_record(path, "settings")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", '{"worked": 3}', '{"worked": [[0, 1]]}', '{"worked": [["a", "b"]], "cpu_time_s": 1}']
+)
+def test_a_cost_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "cost.json"
+    assert read_cost(path) is None
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"cost\.json: damaged, or not written as expected"):
+        read_cost(path)
+
+
+def test_what_a_simulators_reader_says_of_its_file_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    with pytest.raises(InputError, match=r"a\.csv: no column time$"), reading(path):
+        raise ValueError(f"{path}: no column time")
 
 
 @pytest.mark.parametrize("text", ["a" * 10_000, "a\nb\r\n\x1b[2Jc\x00\x9b31m\u2028d\ud800", "é" * 600])
