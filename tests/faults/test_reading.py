@@ -80,7 +80,7 @@ def test_an_error_of_the_program_over_an_open_file_is_still_one(tmp_path: Path) 
         nobody  # noqa: B018, F821  # pyright: ignore[reportUndefinedVariable]
 
 
-@pytest.mark.parametrize("text", ["", "{", "3", "null", '{"a": NaN', "[" * 100_000, "1" * 5_000])
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3", "null", '{"a": NaN', "[" * 100_000, "1" * 5_000])
 def test_json_that_is_no_object_is_one_line(text: str) -> None:
     with pytest.raises(InputError, match=r"^here: expected a JSON object"):
         json_object(text, "here")
