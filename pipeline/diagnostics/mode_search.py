@@ -45,6 +45,10 @@ SAME = 0.1
 """Squared distance in the metric of the better one, over D, below which two optima are one."""
 
 
+VALLEY = 2.0
+"""Nats between two optima that make them two."""
+
+
 @dataclass(frozen=True)
 class Optima:
     """Optima of log p(x, w), the best first.
@@ -213,6 +217,14 @@ def _hessian(landscape: Landscape, w: Tensor, step: Tensor) -> Tensor:
     return torch.nan_to_num(0.5 * (hessian + hessian.mT))
 
 
+def _connected(landscape: Landscape, optima: Optima, i: int, k: int) -> bool:
+    """Whether the density does not fall by more than `VALLEY` between two optima: boxes of a flat likelihood have no width."""
+    share = torch.tensor([[0.25], [0.5], [0.75]], dtype=optima.w.dtype, device=optima.w.device)
+    between = optima.w[k] + share * landscape.distance(optima.w[i], optima.w[k])
+    lowest = landscape.log_density(between).min()
+    return bool(lowest > torch.minimum(optima.log_density[i], optima.log_density[k]) - VALLEY)
+
+
 def _merged(landscape: Landscape, optima: Optima) -> Optima:
     """Without those that lie within `SAME` of a better one; the best first."""
     optima = optima.rows(optima.log_mass.argsort(descending=True))
@@ -222,7 +234,8 @@ def _merged(landscape: Landscape, optima: Optima) -> Optima:
         apart = True
         for k in kept:
             d = landscape.distance(optima.w[i], optima.w[k])
-            apart = apart and float(d @ precision[k] @ d) > SAME * len(d)
+            near = float(d @ precision[k] @ d) < SAME * len(d)
+            apart = apart and not (near and _connected(landscape, optima, i, k))
         if apart and bool(optima.log_mass[i].isfinite()):
             kept.append(i)
     return optima.rows(torch.tensor(kept, dtype=torch.long, device=optima.w.device))

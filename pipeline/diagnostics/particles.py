@@ -18,10 +18,13 @@ from torch import Tensor
 from pipeline.diagnostics.landscape import Landscape, Progress
 
 EFFECTIVE = 0.5
-MOVES = 4
+MOVES = 6
 MOST_LEVELS = 80
-JUMP_SHARE = 0.1
-"""Of the moves, those with g = 1, which take a particle from one mode to another."""
+JUMP_SHARE, WALK_SHARE = 0.1, 0.5
+"""Of the moves, those with g = 1, which take a particle from one mode to another; and random steps of one particle, which narrow
+modes far apart need: differences of two particles lead out of them. Their size follows their acceptance."""
+WANTED = 0.25
+"""Acceptance of the random steps."""
 
 
 def anneal(
@@ -41,15 +44,16 @@ def anneal(
     w, likelihood = w[usable], log_likelihood[usable]
     if not len(w):
         return w
-    prior = landscape.parts(w)[1] if len(w) else likelihood
-    power = 0.0
+    prior = landscape.parts(w)[1]
+    power, size = 0.0, 1.0
     for _ in range(MOST_LEVELS):
         added = _largest_step(likelihood, power)
         power = power + added
         index = _resample(added * likelihood, count, generator)
         w, likelihood, prior = w[index], likelihood[index], prior[index]
         for _ in range(MOVES):
-            w, likelihood, prior = _move(landscape, w, likelihood, prior, power, generator)
+            w, likelihood, prior, accepted = _move(landscape, w, likelihood, prior, power, size, generator)
+            size = min(max(size * math.exp(accepted - WANTED), 1e-6), 1.0)
         if advance:
             advance(1, note=f"power {power:.2g}")
         if power >= 1:
@@ -85,10 +89,21 @@ def _resample(log_weight: Tensor, count: int, generator: torch.Generator) -> Ten
 
 
 def _move(
-    landscape: Landscape, w: Tensor, likelihood: Tensor, prior: Tensor, power: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One Metropolis step of each half of the particles, by differences of the other half."""
+    landscape: Landscape,
+    w: Tensor,
+    likelihood: Tensor,
+    prior: Tensor,
+    power: float,
+    size: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """One Metropolis step of each half of the particles, by differences of the other half or a random step of `size` spreads.
+
+    Returns:
+        particles, log likelihood, log prior density, and the accepted share of the random steps.
+    """
     w, likelihood, prior = w.clone(), likelihood.clone(), prior.clone()
+    spread_of_all, walks, walked = w.std(0), 0, 0
     half = len(w) // 2
     order = torch.randperm(len(w), generator=generator, device=w.device)
     scale = 2.38 / math.sqrt(2 * w.shape[1])
@@ -102,10 +117,13 @@ def _move(
         spread = (0.5 + torch.rand(count, generator=generator, device=w.device, dtype=w.dtype)) * scale
         factor = torch.where(jump, 1.0, spread)
         difference = landscape.distance(w[others[j]], w[others[k]])
-        trial = w[mine] + factor[:, None] * difference + 1e-5 * noise
+        walk = torch.rand(count, generator=generator, device=w.device, dtype=w.dtype) < WALK_SHARE
+        random_step = size * scale * spread_of_all * noise
+        trial = w[mine] + torch.where(walk[:, None], random_step, factor[:, None] * difference + 1e-5 * noise)
         new_likelihood, new_prior = landscape.parts(trial)
         rise = power * (new_likelihood - likelihood[mine]) + new_prior - prior[mine]
         accepted = uniform[3].log() < rise
+        walks, walked = walks + int(walk.sum()), walked + int((walk & accepted).sum())
         taken = mine[accepted]
         w[taken], likelihood[taken], prior[taken] = trial[accepted], new_likelihood[accepted], new_prior[accepted]
-    return w, likelihood, prior
+    return w, likelihood, prior, walked / max(walks, 1)

@@ -5,7 +5,8 @@ A smooth function has next to no third difference over a sixteenth of its width;
     f(theta - d) - 3 f(theta) + 3 f(theta + d) - f(theta + 2 d)   ~   sqrt(20) s,       d = (theta_j - theta_i) / 16,
 
 theta_j the draw nearest to theta_i, so that d stays in the posterior's valley. Steps of a likelihood that is rounded count as
-noise where f changes by more than one of them along d. The median over draws is what is stated.
+noise where f changes by more than one of them along d. The median over draws is stated, or, where that is larger, the
+largest difference between two calls at one and the same theta: a likelihood that is random for a few of them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pipeline.estimators.proposal import Proposal
 from simulators.protocol import Simulator, log_likelihood
 
 POINTS = 32
-"""Draws at which the difference is taken, four likelihood calls each."""
+"""Draws at which the difference is taken, five likelihood calls each."""
 STEP = 1 / 16
 MEDIAN_OF_NORMAL = 0.6745
 """Median of |z| for z ~ N(0, 1)."""
@@ -43,13 +44,15 @@ def weight_noise(
     theta = draws.theta.gather(0, index[..., None].expand(-1, -1, draws.theta.shape[-1]))
     step = STEP * _to_nearest(theta)
     at = torch.cat([theta + k * step for k in (-1, 0, 1, 2)])
-    value = log_likelihood(simulator, at, x).double() + prior.log_prob(at).double() - proposal.log_q(at).double()
+    likelihood = log_likelihood(simulator, at, x).double()
+    value = likelihood + prior.log_prob(at).double() - proposal.log_q(at).double()
+    again = (log_likelihood(simulator, theta, x).double() - likelihood[POINTS : 2 * POINTS]).abs()
     first, second, third, fourth = value.view(4, *theta.shape[:2])
     difference = (first - 3 * second + 3 * third - fourth).abs()
     moved = (step != 0).any(-1)
     known = torch.where(difference.isfinite() & moved, difference, math.nan)
     noise = torch.nanmedian(known, dim=0).values / (math.sqrt(20) * MEDIAN_OF_NORMAL)
-    return torch.nan_to_num(noise, nan=0.0)
+    return torch.maximum(torch.nan_to_num(noise, nan=0.0), torch.nan_to_num(again, nan=0.0, posinf=0.0).amax(0))
 
 
 def _to_nearest(theta: Tensor) -> Tensor:

@@ -87,6 +87,15 @@ class Evidence:
         return Evidence(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
+def notable(draws: WeightedDraws, count: int) -> Tensor:
+    """theta (P, D) of ONE observation's draws with the largest joint density, and of those with the largest weight."""
+    best = [
+        v[:, 0].nan_to_num(nan=-math.inf, posinf=-math.inf).topk(min(count, len(v))).indices
+        for v in (draws.log_joint, draws.log_weight)
+    ]
+    return draws.theta[torch.cat(best).unique(), 0]
+
+
 def usable_log_weight(log_weight: Tensor) -> Tensor:
     """log_weight in float64 with NaN and +inf turned into weight zero."""
     log_weight = log_weight.double()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 BLIND_SPOT = (
-    "No weight can see a mode of the posterior that q lacks: every number above is computed from draws of q. "
+    "No weight can see a mode of the posterior that q lacks: they are computed from draws of q. The search looks for such "
+    "modes from the prior, and may still miss one whose basin is less than a few thousandths of it. "
     "Calibration on held-out simulations, where the true parameters are one exact draw from the posterior, bounds "
     "how often that happens, but for the population of simulations only, not for this observation."
 )

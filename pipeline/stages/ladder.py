@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from pipeline.estimators.arithmetic import weight_noise
-from pipeline.estimators.importance import Evidence, WeightedDraws, replace_rounding, summarize, systematic_resample
+from pipeline.estimators.importance import (
+    Evidence,
+    WeightedDraws,
+    notable,
+    replace_rounding,
+    summarize,
+    systematic_resample,
+)
 from pipeline.estimators.network import Condition
 from pipeline.estimators.posterior import Posterior
 from pipeline.estimators.proposal import Proposal
@@ -59,6 +66,7 @@ def climb_all(
         seed, index: every random number depends on (seed, "infer-...", index); index is that of the first row in
             its catalogue.
         searched: rows, from 0, that are searched; default: those that the settings name for a catalogue of these N.
+            Where any of them lacks posterior mass, all rows are.
     """
     rows = len(next(iter(x.values())))
     chosen = (
@@ -71,7 +79,14 @@ def climb_all(
         return ladder.outcomes({i for i, n in enumerate(some) if n in chosen})
 
     found = each(range(rows), together)
-    return [outcome if outcome is not None else no_outcome(posterior, settings, why) for outcome, why in found.values()]
+    lacking = [n for n, (o, _) in found.items() if o is not None and o.search.found_a_lack(settings.search.matters)]
+    if (
+        lacking and len(chosen) < rows
+    ):  # what q lacks for one star it may lack for all: no other is certified unsearched
+        rest = [n for n in range(rows) if n not in chosen]
+        chosen = set(range(rows))
+        found |= each(rest, together)
+    return [found[n][0] or no_outcome(posterior, settings, found[n][1]) for n in range(rows)]
 
 
 def rows_to_search(settings: InferSettings, rows: int, *, narrow: bool) -> set[int]:
@@ -81,6 +96,10 @@ def rows_to_search(settings: InferSettings, rows: int, *, narrow: bool) -> set[i
         return set()
     count = rows if options.when == "always" else min(rows, options.sample * (5 if narrow else 1))
     return {i * rows // count for i in range(count)} if count else set()
+
+
+NOTABLE = 16
+"""Draws of each rung that the search starts from, of the largest joint density and of the largest weight."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +137,7 @@ class _Ladder:
                     likelihood_calls=count,
                     note=joined(why_unsound(evidence, count), _words_of_held(held[n])),
                     inputs_held=held[n],
+                    met=notable(draws, NOTABLE) if n in searched else None,
                 )
             )
         self._refine(condition, outcomes)
@@ -188,7 +208,7 @@ class _Ladder:
         with progress_bar("observation", len(rows)) as advance:
             for n in rows:
                 before = outcomes[n]
-                standing = Standing(before.verdict, _proposal(before), before.proposals, before.evidence)
+                standing = Standing(before.verdict, _proposal(before), before.proposals, before.evidence, before.met)
                 searched, why = attempt(
                     lambda n=n, standing=standing: search_one(
                         self.posterior,
@@ -251,6 +271,8 @@ def _after_refinement(before: Outcome, repair: Repair, settings: InferSettings) 
     count = len(repair.draws.log_q)
     why = why_rejected(repair.evidence, before.amortized, settings, draws=count, missed=repair.missed)
     after = replace(before, likelihood_calls=before.likelihood_calls + repair.calls, note=joined(before.note, why))
+    if before.met is not None:
+        after = replace(after, met=torch.cat([before.met, notable(repair.draws, NOTABLE)]))
     repaired = replace(after, proposal=repair.proposal, proposals=repair.draws, evidence=repair.evidence)
     if not why:
         return replace(repaired, verdict="refined")
@@ -320,7 +342,7 @@ def _proposal(outcome: Outcome) -> Proposal:
 def _deliver(posterior: Posterior, outcome: Outcome, settings: InferSettings, seed: int, index: int) -> Outcome:
     """Equally weighted draws: of the chains where MCMC sampled, else resampled from the weighted ones."""
     stream = infer_stream(posterior, seed, "deliver", index)
-    outcome = replace(outcome, proposal=None)  # copies of q take memory
+    outcome = replace(outcome, proposal=None, met=None)  # copies of q take memory
     if outcome.verdict == "sampled":
         chain = outcome.theta
         order = torch.randperm(len(chain), generator=stream, device=chain.device)

@@ -32,6 +32,10 @@ class Search:
     missed: float = float("nan")
     uncovered: float = float("nan")
 
+    def found_a_lack(self, matters: float) -> bool:
+        """Whether q lacked more than this share of the posterior; not where nothing was searched."""
+        return self.missed > matters or self.uncovered > matters
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -42,6 +46,7 @@ class Outcome:
         proposal: of which the weighted draws are; kept for observations that are searched.
         theta: (draws, D), equally weighted.
         proposals: weighted draws behind them, (K, 1).
+        met: theta of the densest and heaviest draws of every rung, also of those turned away, (P, D): the search starts there too.
         evidence: their figures, (1,) each.
         amortized: figures of the amortized q, (1,) each.
         repeated_fraction: share of delivered draws that repeat another.
@@ -61,6 +66,7 @@ class Outcome:
     amortized: Evidence
     repeated_fraction: float
     likelihood_calls: int
+    met: Tensor | None = None
     note: str = ""
     r_hat: float = float("nan")
     inputs_held: float = 0.0

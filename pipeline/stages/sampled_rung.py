@@ -20,7 +20,8 @@ from torch import Tensor
 from pipeline.baselines.emcee_sampler import run_emcee
 from pipeline.baselines.evidence_check import fit_mixture
 from pipeline.diagnostics.landscape import Landscape
-from pipeline.estimators.importance import Evidence, WeightedDraws, summarize, systematic_resample
+from pipeline.estimators.arithmetic import weight_noise
+from pipeline.estimators.importance import Evidence, WeightedDraws, replace_rounding, summarize, systematic_resample
 from pipeline.estimators.posterior import Posterior
 from pipeline.estimators.proposal import Proposal, weigh
 from pipeline.progress import progress_bar
@@ -101,7 +102,8 @@ def sample_one(
     rng = np.random.default_rng(derived_seed(seed, "infer-mixture", index))
     proposal = Fitted(fit_mixture(result.draws, rng=rng), landscape)
     draws = weigh(proposal, posterior.simulator, posterior.prior, x, draws=settings.most_proposals, generator=stream)
-    evidence = summarize(draws)
+    noise = weight_noise(draws, proposal, posterior.simulator, posterior.prior, x, generator=stream)
+    evidence = replace_rounding(summarize(draws), noise)
     theta = landscape.to_theta(torch.from_numpy(result.draws).to(landscape.center))[0]
     reason = why_unsound(evidence, settings.most_proposals) or what_it_lost(
         evidence, amortized, missed=0.0, rung="MCMC"

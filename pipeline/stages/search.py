@@ -43,6 +43,8 @@ WEIGHED = 4_000
 KEPT_NATS = 12.0
 """Below the largest Laplace mass, beyond which an optimum is no component of g: 6e-6 of it."""
 MOST_COMPONENTS = 40
+ALONE = 4
+"""Times as many particles where no climb is possible."""
 PARTLY = 0.25
 """Of the starts, how many more are delivered draws of which one parameter is drawn anew from the prior."""
 
@@ -127,13 +129,21 @@ class Lack:
 
 
 def search(
-    posterior: Posterior, x: Data, delivered: WeightedDraws, *, settings: SearchSettings, seed: int, index: int
+    posterior: Posterior,
+    x: Data,
+    delivered: WeightedDraws,
+    met: Tensor | None = None,
+    *,
+    settings: SearchSettings,
+    seed: int,
+    index: int,
 ) -> Found:
     """Optima and particles of ONE observation, from starts in the prior, and the mixture that they make.
 
     Args:
         x: one row.
         delivered: weighted draws, (K, 1): some of them, with one parameter drawn anew from the prior, are further starts.
+        met: theta of notable draws of any rung, (P, D): a spike that one draw of thousands has met.
         index: random numbers depend on (seed, "infer-search", index).
     """
     stream = generator(seed, "infer-search", index, device=posterior.device)
@@ -142,20 +152,24 @@ def search(
     with progress_bar("search", settings.steps + levels) as advance, torch.no_grad():
         w, log_likelihood = screen(landscape, settings.starts, generator=stream)
         candidates = _candidates(landscape, x)
-        particles = (
-            anneal(landscape, w, log_likelihood, settings.particles, generator=stream, advance=advance)
-            if settings.particles
-            else w[:0]
-        )
+        met_before = landscape.starts[:0] if met is None else landscape.to_real(met)
         starts = torch.cat(
             [
                 candidates,
+                met_before,
                 choose_starts(w, log_likelihood, settings.starts, generator=stream),
                 _partly_new(landscape, delivered, int(PARTLY * settings.starts), stream),
             ]
         )
+        climbs = len(starts) > 0 and landscape.is_differentiable(starts[:16])
+        count = settings.particles * (1 if climbs else ALONE)
+        particles = (
+            anneal(landscape, w, log_likelihood, count, generator=stream, advance=advance)
+            if settings.particles
+            else w[:0]
+        )
         optima = no_optima(landscape)
-        if len(starts) and landscape.is_differentiable(starts[:16]):
+        if climbs:
             best, value = climb(landscape, starts, steps=settings.steps, advance=advance)
             some = particles[: len(particles) // 8]
             optima = find_optima(landscape, torch.cat([best, some]), torch.cat([value, landscape.log_density(some)]))
@@ -174,15 +188,25 @@ def _candidates(landscape: Landscape, x: Data) -> Tensor:
 
 
 def _partly_new(landscape: Landscape, delivered: WeightedDraws, count: int, stream: torch.Generator) -> Tensor:
-    """Delivered draws of which one parameter each is that of a prior draw: another alias, sign or order of two planets."""
+    """Delivered draws of which one parameter is that of a prior draw; mirrored in some parameters, or in all; with two exchanged.
+
+    Another alias, the other sign, the other order of two planets: modes that many posteriors have, and that no prior draw meets
+    where parameters are many.
+    """
     weight = torch.softmax(torch.nan_to_num(delivered.log_weight[:, 0], nan=-torch.inf, posinf=-torch.inf), 0)
     if not count or not bool(weight.isfinite().all()):
         return landscape.starts[:0]
     index = torch.multinomial(weight, count, replacement=True, generator=stream)
     w = landscape.to_real(delivered.theta[index, 0])
     new = landscape.draw_prior(count, stream)
-    which = torch.randint(landscape.dimension, (count, 1), generator=stream, device=w.device)
-    return torch.where(torch.arange(landscape.dimension, device=w.device) == which, new, w)
+    dimension, device = landscape.dimension, w.device
+    which = torch.randint(dimension, (count, 1), generator=stream, device=device)
+    redrawn = torch.where(torch.arange(dimension, device=device) == which, new, w)
+    some = w[: count // 2]
+    mirrored = torch.where(torch.rand(some.shape, generator=stream, device=device) < 0.5, -some, some)
+    order = torch.rand(some.shape, generator=stream, device=device).argsort(1)[:, :2]  # two parameters of each
+    exchanged = some.scatter(1, order, some.gather(1, order.flip(1)))
+    return torch.cat([redrawn, -some[: count // 4], mirrored, exchanged])
 
 
 def _mixture_of(optima: Optima, particles: Tensor, settings: SearchSettings, *, seed: int) -> StudentMixture | None:

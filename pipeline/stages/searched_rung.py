@@ -44,12 +44,14 @@ class Standing:
         proposal: of which the draws are.
         draws: weighted, (K, 1).
         evidence: their figures, (1,) each.
+        met: theta of notable draws of every rung, (P, D): further starts.
     """
 
     verdict: str
     proposal: Proposal
     draws: WeightedDraws
     evidence: Evidence
+    met: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -93,7 +95,7 @@ def search_one(
     Args:
         x, condition: of one row.
     """
-    found = search(posterior, x, before.draws, settings=settings.search, seed=seed, index=index)
+    found = search(posterior, x, before.draws, before.met, settings=settings.search, seed=seed, index=index)
     lack = lack_of(found, before.proposal, float(before.evidence.log_evidence), before.count)
     suspicious = lack.share > settings.search.matters
     if (not suspicious and before.verdict != "failed") or found.mixture is None:
@@ -229,7 +231,7 @@ class _Repair:
         if lack.where is None:
             return ""
         names = [p.name for p in self.posterior.simulator.parameters]
-        return f"the search found {100 * lack.share:.2g} % of the posterior near {place(names, lack.where)}, where q has no draws: it {what}"
+        return f"the search found {percent(lack.share)} of the posterior near {place(names, lack.where)}, where q has hardly a draw: it {what}"
 
 
 def flattened(mixture: StudentMixture) -> StudentMixture:
@@ -238,7 +240,12 @@ def flattened(mixture: StudentMixture) -> StudentMixture:
     return replace(mixture, weight=root / root.sum())
 
 
+def percent(share: float) -> str:
+    """A share in words: two digits, whole numbers from ten on."""
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
 def place(names: list[str], theta: Tensor) -> str:
     """A point in words, at most four parameters of it."""
-    numbers = [f"{n} = {v:.8g}" for n, v in zip(names, theta.tolist(), strict=True)]
+    numbers = [f"{n} = {v:.12g}" for n, v in zip(names, theta.tolist(), strict=True)]
     return ", ".join(numbers[:4]) + (", ..." if len(numbers) > 4 else "")

@@ -88,7 +88,7 @@ def test_a_mode_that_q_lacks_becomes_part_of_the_draws(share: float, gradient: b
     assert float(after.standing.evidence.log_evidence) == pytest.approx(exact, abs=5 * error)
     assert after.missed == pytest.approx(share, abs=0.05)
     assert after.uncovered < 0.005
-    assert "where q has no draws: it was added" in after.note
+    assert "where q has hardly a draw: it was added" in after.note
     # the headline gap is that of q, which lacks the mode
     assert float(after.standing.evidence.kl_gap) > -math.log1p(-share) - 0.02
 
