@@ -34,8 +34,8 @@ class Wants:
 
 
 CASES: dict[str, tuple[tuple[Observable, ...], Any]] = {
-    "abmag.ecsv": ((Observable("y", (), "Jy"),), "'mag(AB)' is not 'Jy' times a factor"),
-    "logg.ecsv": ((Observable("y", (), "cm / s2"),), "'dex(cm / s2)' is not 'cm / s2' times a factor"),
+    "abmag.ecsv": ((Observable("y", (), "Jy"),), "unit 'mag(AB)' cannot be converted to 'Jy'"),
+    "logg.ecsv": ((Observable("y", (), "cm / s2"),), "unit 'dex(cm / s2)' cannot be converted to 'cm / s2'"),
     "astropy_table.hdf5": (ADU, [1, 2]),
     "dup_header.csv": (ADU, "2 columns or arrays with the name 'y'"),
     "fill_float.nc": (ADU, NO_VALUE),
