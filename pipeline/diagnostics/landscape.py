@@ -95,24 +95,25 @@ class Landscape:
         prior = self.prior.log_prob(theta).double() + log_det
         return _number(likelihood), _number(prior)
 
-    def gradient(self, w: Tensor, power: float = 1.0) -> tuple[Tensor, Tensor]:
+    def gradient(self, w: Tensor, power: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""log p(x, w) (K,), and the gradient of $b \log p(x|\theta) + \log p(w)$, (K, D); zero where not finite.
 
         Args:
             w: (K, D).
-            power: b.
+            power: b of each, (K,); default: 1.
 
         Raises:
             RuntimeError: the likelihood is not differentiable.
         """
         values, gradients = [], []
-        for piece in w.split(self.block):
+        powers = torch.ones_like(w[:, 0]) if power is None else power
+        for piece, b in zip(w.split(self.block), powers.split(self.block), strict=True):
             at = piece.detach().requires_grad_()
             with torch.enable_grad():
                 likelihood, prior = self._parts(at)
                 if not likelihood.requires_grad:
                     raise RuntimeError("the likelihood is not differentiable")
-                tempered = power * likelihood + prior
+                tempered = b * likelihood + prior
                 total = torch.where(tempered.isfinite(), tempered, 0.0).sum()
             gradients.append(torch.autograd.grad(total, at)[0])
             values.append((likelihood + prior).detach())

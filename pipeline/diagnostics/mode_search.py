@@ -118,11 +118,15 @@ def _power_with_ess(log_likelihood: Tensor, ess: float) -> float:
 
 
 def climb(
-    landscape: Landscape, starts: Tensor, *, steps: int, advance: Progress | None = None
+    landscape: Landscape, starts: Tensor, *, steps: int, informed: int = 0, advance: Progress | None = None
 ) -> tuple[Tensor, Tensor]:
     """The best point that each climb met, w (S, D) and log p(x, w) (S,), from starts (S, D).
 
     A step to where the density is zero is taken back, and that climb goes on with half its rate.
+
+    Args:
+        informed: so many starts, the first, lie near a mode if there is one: they climb the density itself, since the prior would
+            draw them out of a narrow basin while the likelihood is still faint.
     """
     w, best, value = starts.clone(), starts.clone(), torch.full_like(starts[:, 0], -torch.inf)
     first, second = torch.zeros_like(w), torch.zeros_like(w)
@@ -131,7 +135,9 @@ def climb(
     for step in range(steps):
         progress = step / steps
         power = LOWEST_POWER ** max(0.0, 1 - progress / ANNEALED)
-        density, gradient = landscape.gradient(w, power)
+        powers = torch.full_like(value, power)
+        powers[:informed] = 1.0
+        density, gradient = landscape.gradient(w, powers)
         lost = ~density.isfinite()
         w = torch.where(lost[:, None], good, w)
         good = w

@@ -96,6 +96,11 @@ def _need_noise_of_each_row(simulator: Simulator, theta: Tensor, seed: int) -> N
     for o in data_observables(simulator):
         values = one[o.name]
         whole = torch.equal(values, values.round())  # whole numbers may agree by chance
+        if not whole and not torch.equal(values[0], values[1]) and torch.equal(values, two[o.name]):
+            raise InputError(
+                f"simulator {simulator.name!r}: the noise of {o.name!r} is the same for two states of `generator`: it has a seed of its own; "
+                "take every random number from `generator`"
+            )
         if not whole and torch.equal(values[0], values[1]) and not torch.equal(values[0], two[o.name][0]):
             raise InputError(
                 f"simulator {simulator.name!r}: {o.name!r} of two rows with the same theta is the same: draw noise for each of the N rows"

@@ -144,6 +144,13 @@ def _summary(
         sentences.append(
             f"Two-sample test against {' and '.join(r.side for r in comparison[1:])}{' on the learned likelihood' if inferred.learned else ''}: C2ST at most {worst:.3f} (0.5 is equality)."
         )
+    unconverged = [r.side for r in comparison[1:] if r.converged is False]
+    if unconverged:
+        sentences.append(
+            f"{' and '.join(unconverged)} did not converge: what it says of our draws is not to be trusted."
+        )
+    if calibration is None:
+        sentences.append("Calibration was not tested: `elboscope validate` has no result here.")
     if calibration is not None:
         word = calibration.verdict[0].upper() + calibration.verdict[1:]
         sentences.append(f"{word}: {calibration.simulations} held-out simulations.")

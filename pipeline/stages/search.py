@@ -153,14 +153,10 @@ def search(
         w, log_likelihood = screen(landscape, settings.starts, generator=stream)
         candidates = _candidates(landscape, x)
         met_before = landscape.starts[:0] if met is None else landscape.to_real(met)
-        starts = torch.cat(
-            [
-                candidates,
-                met_before,
-                choose_starts(w, log_likelihood, settings.starts, generator=stream),
-                _partly_new(landscape, delivered, int(PARTLY * settings.starts), stream),
-            ]
+        informed = torch.cat(
+            [candidates, met_before, _partly_new(landscape, delivered, int(PARTLY * settings.starts), stream)]
         )
+        starts = torch.cat([informed, choose_starts(w, log_likelihood, settings.starts, generator=stream)])
         climbs = len(starts) > 0 and landscape.is_differentiable(starts[:16])
         count = settings.particles * (1 if climbs else ALONE)
         particles = (
@@ -170,7 +166,7 @@ def search(
         )
         optima = no_optima(landscape)
         if climbs:
-            best, value = climb(landscape, starts, steps=settings.steps, advance=advance)
+            best, value = climb(landscape, starts, steps=settings.steps, informed=len(informed), advance=advance)
             some = particles[: len(particles) // 8]
             optima = find_optima(landscape, torch.cat([best, some]), torch.cat([value, landscape.log_density(some)]))
     mixture = _mixture_of(optima, particles, settings, seed=derived_seed(seed, "infer-search-fit", index))

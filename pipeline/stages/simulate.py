@@ -203,6 +203,10 @@ def _link(run: Run, stage: StageKey, shards: Sequence[Shard], key: str) -> Path:
         words = ", ".join(f"{n} {FailureCode(c).words}" for c, n in codes.most_common())
         console.print(
             f"simulate: {failed} of {rows} simulations failed ({words}): stored with theta and reason, left out of training: "
-            "posteriors are those under the prior restricted to where the simulator works"
+            + (
+                "a learned likelihood, and its posteriors, know nothing of where the simulator fails"
+                if run.learns_likelihood
+                else "q was not trained where the simulator fails; weights of the likelihood correct that, not calibration"
+            )
         )
     return finish(run, stage, f"{rows} simulations, {held_out} of them held out")

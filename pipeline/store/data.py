@@ -170,9 +170,9 @@ def read_data(
         raise InputError(f"{path}: /failed has {len(failed)} rows, /x has {count}")
     x = filled(observables, x)
     for name, values in x.items():
-        _need_finite(path, f"x/{name}", values, failed)
+        _need_finite(path, f"x/{name}", values, ids, failed)
     if theta is not None:
-        _need_finite(path, "theta", theta)
+        _need_finite(path, "theta", theta, ids)
     return DataSet(x, theta, ids, failed)
 
 
@@ -231,10 +231,14 @@ def _read_column(file: h5py.File, column: Column, rows: slice) -> Tensor:
     return column.converted(torch.from_numpy(np.asarray(dataset[rows], dtype=np.float64)))
 
 
-def _need_finite(path: Path, name: str, values: Tensor, failed: Tensor | None = None) -> None:
+def _need_finite(path: Path, name: str, values: Tensor, ids: Sequence[str], failed: Tensor | None = None) -> None:
     """Refuse NaN and infinite numbers but in rows that failed."""
     bad = ~values.isfinite()
     if failed is not None:
         bad[failed != 0] = False
     if bool(bad.any()):
-        raise InputError(f"{path}: /{name}: {int(bad.sum())} of {values.numel()} values are NaN or infinite")
+        rows = bad.reshape(len(bad), -1).any(1).nonzero()[:, 0].tolist()
+        raise InputError(
+            f"{path}: /{name}: {int(bad.sum())} of {values.numel()} values are NaN or infinite, in {len(rows)} rows, the first {ids[rows[0]]!r}: "
+            "leave them out, or mark what is absent"
+        )

@@ -71,3 +71,21 @@ def test_draws_that_coincide_are_no_posterior(make_gaussian: Callable[..., Any])
     draws.theta[..., 1] = 4.7e14
     assert verdict_of(summarize(draws), InferSettings(), 2_000) == "failed"
     assert "different values" in why_unsound(summarize(draws), 2_000)
+
+
+def test_a_likelihood_that_answers_differently_twice_is_noise(make_gaussian: Callable[..., Any]) -> None:
+    """One nat of noise where theta is large, a sixth of the posterior: a median over draws saw nothing of it."""
+    case = make_gaussian(dimension=2, rows=1)
+
+    class Patchy(Noisy):
+        def log_likelihood(self, theta: Tensor, x: Any) -> Tensor:
+            exact = self.simulator.log_likelihood(theta, x)
+            edge = self.simulator.posterior(x["x"]).mean[0, 0] + self.simulator.posterior(x["x"]).stddev[0, 0]
+            return exact + torch.where(theta[..., 0] > edge, torch.randn(exact.shape, dtype=exact.dtype), 0.0)
+
+    simulator, stream = Patchy(case.simulator, 0.0), torch.Generator().manual_seed(1)
+    q = Amortized(case.network, case.condition)
+    with torch.random.fork_rng():
+        draws = weigh(q, simulator, case.prior, case.x, draws=2_000, generator=stream)  # pyright: ignore[reportArgumentType]
+        noise = weight_noise(draws, q, simulator, case.prior, case.x, generator=stream)  # pyright: ignore[reportArgumentType]
+    assert "noise of the likelihood" in why_unsound(replace_rounding(summarize(draws), noise), 2_000)

@@ -70,6 +70,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "numpy": (f"{DRAW}\n    return {{'y': np.random.normal(size=(len(theta), 3))}}", r"NumPy's global generator"),
     "python": (f"{DRAW}\n    return {{'y': [[random.gauss(0, 1) for _ in 'abc'] for _ in theta]}}", r"Python's global generator"),
     "own": (f"{DRAW}\n    return {{'y': np.random.default_rng().normal(size=(len(theta), 3))}}", r"a generator of its own"),
+    "fixed seed": (f"{DRAW}\n    return {{'y': theta.sum(1, keepdim=True) + torch.from_numpy(np.random.default_rng(0).normal(size=(len(theta), 3)))}}", r"'y' is the same for two states of `generator`"),
     "shared noise": (f"{DRAW}\n    return {{'y': theta.sum(1, keepdim=True) + torch.randn(3, generator=generator)}}", r"draw noise for each of the N rows"),
     "x in place": (f"{LIKELIHOOD}\n    x['y'] -= 1\n    return super().log_likelihood(theta, x)", r"log_likelihood changes 'y' in place"),
     "x by numpy": ("def features(self, x):\n    x['y'].numpy()[:] *= 2\n    return x['y']", r"features changes 'y' in place"),

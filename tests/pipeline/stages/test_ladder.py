@@ -286,3 +286,15 @@ def test_a_rung_that_fails_leaves_what_earlier_ones_have(
     assert "ArithmeticError: no such luck" in outcome.note
     assert bool(outcome.theta.isfinite().all())
     assert (outcome.verdict == "failed") is (broken == "sample_one")
+
+
+def test_where_the_searched_sample_lacks_mass_every_observation_is_searched(posterior: Posterior, trained: Run) -> None:
+    """Six of six searched stars lacked 40 %, and 24 others were certified without a word."""
+    x = trained.observation().x
+    settings = InferSettings(
+        draws=500, refine=RefineSettings(when="never"), search=SearchSettings(sample=1, starts=64, steps=100)
+    )
+    good = climb_all(posterior, x, settings=settings, seed=1, index=0)
+    assert [o.search.starts > 0 for o in good] == [True] + [False] * (len(good) - 1)
+    lacking = climb_all(spoil(posterior, shift=3.0), x, settings=settings, seed=1, index=0)
+    assert all(o.search.starts > 0 for o in lacking)

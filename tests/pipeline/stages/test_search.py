@@ -179,3 +179,26 @@ def test_draws_that_a_search_starts_from_do_not_have_to_exist() -> None:
     )
     assert len(found.optima) >= 1
     assert isinstance(found.mixture, StudentMixture)
+
+
+def test_a_spike_that_any_rung_has_met_is_a_start() -> None:
+    """A refinement was turned away for a draw that would carry 141 % of all weight, and what was delivered knew nothing of it."""
+    simulator = TwoModes(dimension=2, share=0.3, width=0.5, second_width=1e-3)
+    x = {"x": row(1.4, -1.9)}
+    posterior = Bare(simulator)
+    landscape = Landscape(simulator, posterior.prior, x, generator=torch.Generator().manual_seed(2))
+    before = standing(posterior, x, at(landscape, (row(1.4, -1.9), 0.5)))
+    met = row(-1.4005, 1.9003)
+    found = search(cast(Posterior, posterior), x, before.draws, met, settings=SETTINGS.search, seed=1, index=0)
+    lack = lack_of(found, before.proposal, float(before.evidence.log_evidence), before.count)
+    assert lack.share == pytest.approx(0.3, abs=0.05)
+
+
+def test_the_mirror_image_is_a_start() -> None:
+    """In six parameters no prior draw meets a basin a quarter as wide as the other: -theta is tried."""
+    simulator = TwoModes(dimension=6, share=0.3, width=0.4, second_width=0.1)
+    place = (1.4, -1.9, 0.8, 1.1, -1.3, 0.9)
+    before, after = searched(simulator, {"x": row(*place)}, (row(*place), 0.4))
+    assert before.verdict == "exact"
+    assert after.standing.verdict == "corrected"
+    assert after.missed == pytest.approx(0.3, abs=0.05)
