@@ -46,7 +46,7 @@ from simulators.priors import prior_of, sample
 from simulators.protocol import Data, Simulator
 
 RESULTS = Path(__file__).parent / "results" / "missing_modes.csv"
-STEPS, BATCH = 3_000, 512
+STEPS, BATCH = 2_000, 256
 DRAWS = 1_000
 FIVE = 5.0
 """Stated errors within which a log evidence must lie."""
