@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 
 def own_command(module: str) -> list[str]:
@@ -12,5 +13,9 @@ def own_command(module: str) -> list[str]:
 
 
 def own_sources() -> dict[str, str]:
-    """PYTHONPATH for it: the same places in the same order, so that a source tree that is not installed works too."""
-    return {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    """PYTHONPATH for it: this source tree, which may not be installed, then what the caller has set.
+
+    Not all of `sys.path`: a workflow engine puts its folder there, whose `profile.py` then hides Python's own.
+    """
+    root = str(Path(__file__).resolve().parents[1])
+    return {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
