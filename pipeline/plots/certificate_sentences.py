@@ -133,7 +133,7 @@ def search_sentence(certificate: Certificate) -> str:
         return "Not searched: what q lacks of the posterior was not looked for, and no weight can see it."
     listed = f" and {numbers.count(candidates)} candidates of the simulator" if candidates > 0 else ""
     ends = "1 optimum" if optima == 1 else f"{numbers.count(optima)} optima"
-    found = f"Searched for what q lacks: {numbers.count(starts)} starts from the prior{listed} ended in {ends}; "
+    found = f"Searched for what q lacks: {numbers.count(starts)} starts, from the prior and beside known draws,{listed} ended in {ends}; "
     added = f"q lacked {numbers.percent(missed)} of the posterior, which was added; " if missed > MOST_UNCOVERED else ""
     if uncovered > MOST_UNCOVERED:
         return f"{found}{added}the delivered draws do not cover {numbers.percent(uncovered)} of the posterior."

@@ -69,7 +69,10 @@ def test_a_refinement_that_raised_gap_and_ess_is_explained():
 def test_what_was_searched_is_said():
     found = {"search_starts": 256.0, "search_candidates": 12.0, "search_optima": 3.0, "search_missed": 0.0}
     said = search_sentence(found | {"search_uncovered": 0.0})
-    assert "256 starts from the prior and 12 candidates of the simulator ended in 3 optima" in said
+    assert (
+        "256 starts, from the prior and beside known draws, and 12 candidates of the simulator ended in 3 optima"
+        in said
+    )
     assert said.endswith("the delivered draws cover all of them.")
     added = search_sentence(found | {"search_missed": 0.45, "search_uncovered": 0.001})
     assert "q lacked 45.0 % of the posterior, which was added" in added
